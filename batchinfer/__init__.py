@@ -1,0 +1,42 @@
+"""batchinfer: every row of your files through a model, every row exactly once.
+
+files ──readers──▶ Chunk ──tokenize──▶ Requests ──plan──▶ Batch ──engine──▶ Answers ──writer──▶ shard
+        └────────── ahead of the device ──────────────────┘ └─ device ─┘ └─ behind the device ─┘
+
+from batchinfer import RunConfig, infer, resume, run
+
+report = run(RunConfig(inputs=["reviews.jsonl"], model="my-model", output="out"))
+report = resume("out")                    # after any failure
+frame = infer(["good", "bad"], model="my-model")
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+__all__ = ["RunConfig", "RunReport", "__version__", "infer", "resume", "run"]
+
+if TYPE_CHECKING:
+    from batchinfer.api import infer
+    from batchinfer.config import RunConfig
+    from batchinfer.reporting.report import RunReport
+    from batchinfer.run import resume, run
+
+_HOMES = {
+    "RunConfig": "batchinfer.config",
+    "RunReport": "batchinfer.reporting.report",
+    "infer": "batchinfer.api",
+    "resume": "batchinfer.run",
+    "run": "batchinfer.run",
+}
+
+
+def __getattr__(name: str) -> Any:
+    """Import a public name when it is used: `import batchinfer` costs nothing."""
+    if name not in _HOMES:
+        raise AttributeError(f"module 'batchinfer' has no attribute '{name}'")
+    import importlib
+
+    return getattr(importlib.import_module(_HOMES[name]), name)

@@ -1,0 +1,296 @@
+"""The command line: parse, call, print. The only place that exits.
+
+Nothing heavy is imported until a command needs it: `--help` stays under 0.3 s.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import logging
+import os
+import signal
+import sys
+import traceback
+import typing
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from types import FrameType
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import typer
+
+from batchinfer import __version__
+from batchinfer.config import RunConfig, did_you_mean, flag_name, knob_of
+from batchinfer.errors import BatchInferError
+from batchinfer.lean import spare_pandas
+
+if TYPE_CHECKING:
+    from batchinfer.reporting.progress import Progress
+    from batchinfer.reporting.report import RunReport
+    from batchinfer.worker import StopSignal
+
+log = logging.getLogger("batchinfer")
+
+app = typer.Typer(
+    name="batchinfer",
+    invoke_without_command=True,
+    rich_markup_mode=None,  # rich would swallow the [default: …] of the help texts
+    pretty_exceptions_enable=False,
+    help="Offline batch inference: every row through a model, every row exactly once.",
+)
+
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", "-c", help="YAML file with the same keys as the flags")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON summary, alone, on stdout")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="Say only what went wrong")]
+Verbose = Annotated[bool, typer.Option("--verbose", "-v", help="Say what was chosen, and why")]
+NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progress")]
+Output = Annotated[str, typer.Argument(metavar="OUT", help="Run folder")]
+
+
+def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each of these fields of RunConfig.
+
+    The command receives those that were given as the mapping `flags`; values stay strings, so that
+    one place, the model, validates flags, environment and YAML alike.
+    """
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        own = [
+            p
+            for n, p in inspect.signature(command, eval_str=True).parameters.items()
+            if n != "flags"
+        ]
+        arguments = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
+        options = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
+
+        def call(**values: Any) -> None:
+            flags = {n: values.pop(n) for n in names}
+            command(**values, flags={n: v for n, v in flags.items() if v is not None and v != []})
+
+        call.__name__, call.__doc__ = command.__name__, command.__doc__
+        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
+            [*arguments, *(_option(name) for name in names), *options]
+        )
+        call.__annotations__ = {
+            p.name: p.annotation for p in call.__signature__.parameters.values()
+        }  # type: ignore[attr-defined]
+        return call
+
+    return decorate
+
+
+def _option(name: str) -> inspect.Parameter:
+    field, knob = RunConfig.model_fields[name], knob_of(name)
+    flag = flag_name(name)
+    annotation: Any = str | None
+    declarations = [flag]
+    parts = list(_parts(field.annotation))
+    metavar = "N" if int in parts else "TEXT"
+    if field.annotation is bool:
+        annotation = bool | None
+        declarations = [f"{flag}/--no-{flag[2:]}"] if field.default else [flag]
+    elif any(typing.get_origin(part) in (tuple, dict) for part in parts):
+        annotation = list[str] | None
+        metavar = "NAME=TYPE" if dict in map(typing.get_origin, parts) else "NAME"
+    elif typing.get_origin(field.annotation) is Literal:
+        metavar = "|".join(typing.get_args(field.annotation))
+    if knob["flag"] and not knob["flag"].startswith("--"):
+        declarations.append(knob["flag"])
+    help_text = field.description or ""
+    if (
+        "[default" not in help_text
+        and field.default not in ("", None, (), False)
+        and field.default != {}
+    ):
+        shown = "on" if field.default is True else field.default
+        help_text += f" [default: {shown}]"
+    option = typer.Option(
+        *declarations,
+        help=help_text,
+        show_default=False,
+        metavar=metavar,
+        rich_help_panel=knob["panel"],
+    )
+    return inspect.Parameter(
+        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
+    )
+
+
+def _parts(annotation: Any) -> Iterator[Any]:
+    """An annotation and all that it is made of."""
+    yield annotation
+    for part in typing.get_args(annotation):
+        yield from _parts(part)
+
+
+_RUN_FLAGS = [name for name in RunConfig.model_fields if name != "inputs"]
+_RESUME_FLAGS = [name for name in _RUN_FLAGS if knob_of(name)["free"]]
+
+
+@app.command("run")
+@options_of(_RUN_FLAGS)
+def run_command(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Files, globs or folders")
+    ] = None,
+    *,
+    flags: Mapping[str, Any],
+    config: ConfigFile = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on if the same job is there")
+    ] = False,
+    overwrite: Annotated[
+        bool, typer.Option("--overwrite", help="Replace the job that the run folder holds")
+    ] = False,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Answer every row of the inputs, and write sharded Parquet."""
+    job = RunConfig.load({**flags, **({"inputs": tuple(inputs)} if inputs else {})}, config)
+    with _conduct(quiet, verbose, no_progress) as (progress, stop):
+        from batchinfer.run import run
+
+        report = run(job, resume=resume, overwrite=overwrite, progress=progress, stop=stop)
+    _finish(report, as_json=json, quiet=quiet)
+
+
+@app.command("resume")
+@options_of(_RESUME_FLAGS)
+def resume_command(
+    output: Output,
+    *,
+    flags: Mapping[str, Any],
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Go on after any failure; the run folder knows its job."""
+    RunConfig.load(flags, environ={})  # a wrong flag is told before anything is opened
+    with _conduct(quiet, verbose, no_progress) as (progress, stop):
+        from batchinfer.run import resume
+
+        report = resume(output, progress=progress, stop=stop, **flags)
+    _finish(report, as_json=json, quiet=quiet)
+
+
+@app.command("status")
+def status_command(output: Output, *, json: Json = False) -> None:
+    """Say how far a run is; works while it is going on."""
+    from batchinfer.reporting.status import read_status
+
+    status = read_status(output)
+    _print(_to_json(status.to_dict()) if json else status.to_text())
+
+
+class _conduct:
+    """Signals, logging and progress around a run."""
+
+    def __init__(self, quiet: bool, verbose: bool, no_progress: bool) -> None:
+        _set_up_logging(quiet, verbose)
+        self.shows = not (quiet or no_progress)
+        self.before: dict[int, Any] = {}
+
+    def __enter__(self) -> tuple[Progress, StopSignal]:
+        spare_pandas()
+        from batchinfer.reporting.progress import BarProgress, LogProgress, Silent
+        from batchinfer.worker import StopSignal
+
+        stop = StopSignal()
+
+        def on_signal(number: int, frame: FrameType | None) -> None:
+            if stop.is_set:
+                os._exit(128 + number)
+            stop.set()
+            name = signal.Signals(number).name
+            log.warning(f"{name}: finishing what is begun; once more to leave at once")
+
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            self.before[number] = signal.signal(number, on_signal)
+        if not self.shows:
+            return Silent(), stop
+        return BarProgress() if sys.stderr.isatty() else LogProgress(), stop
+
+    def __exit__(self, *exception: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+
+def _set_up_logging(quiet: bool, verbose: bool) -> None:
+    handler = logging.StreamHandler(sys.stderr)
+    stamp = "" if sys.stderr.isatty() else "%(asctime)s "
+    handler.setFormatter(logging.Formatter(f"{stamp}batchinfer: %(message)s"))
+    log.handlers = [handler]
+    log.propagate = False
+    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:
+    """Print the summary and exit with the report's code."""
+    if as_json:
+        _print(_to_json(report.to_dict()))
+    elif not quiet:
+        _print(report.to_text())
+    raise typer.Exit(report.exit_code)
+
+
+def _to_json(value: Mapping[str, Any]) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _print(text: str) -> None:
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # the reader has gone; what was done is done
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        _print(f"batchinfer {__version__}")
+        raise typer.Exit()
+
+
+@app.callback()
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option("--version", callback=_show_version, is_eager=True, help="Show the version"),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        _print(context.get_help())
+        raise typer.Exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; return the exit code. Every error that a user can cause is one line."""
+    try:
+        result = app(args=arguments, standalone_mode=False)
+    except BatchInferError as error:
+        return _fail(str(error), error.exit_code)
+    except typer.TyperException as error:
+        return _fail(_one_line(error), error.exit_code)
+    except (KeyboardInterrupt, typer.Abort):
+        return 128 + signal.SIGINT
+    except Exception:
+        traceback.print_exc()
+        return _fail("internal error: this is a bug in batchinfer, please report it", 1)
+    return result if isinstance(result, int) else 0
+
+
+def _one_line(error: typer.TyperException) -> str:
+    """A wrong command line in one line, with where to look."""
+    message = " ".join(error.format_message().split())
+    context = getattr(error, "ctx", None)
+    return f"{message} (see `{context.command_path} --help`)" if context else message
+
+
+def _fail(message: str, code: int) -> int:
+    print(f"batchinfer: {message}", file=sys.stderr, flush=True)
+    return code

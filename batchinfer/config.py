@@ -1,0 +1,248 @@
+"""RunConfig: each knob is declared once, here, and is a flag, a YAML key and an environment variable.
+
+Precedence: flag > BATCHINFER_… variable > YAML file > default. The three sources are merged by hand
+(a dictionary union) rather than by a settings library: that keeps `--help` quick, and every message
+can name the flag, the variable or the line of the file that is wrong.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import typing
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+
+from batchinfer.errors import UsageError
+
+ENV_PREFIX = "BATCHINFER_"
+
+#: Panels of `run --help`, in this order.
+MODEL, INPUT, OUTPUT, SPEED, CONDUCT = "Model", "Input", "Output", "Speed", "Conduct"
+
+
+def knob(
+    default: Any, description: str, panel: str, *, flag: str = "", free: bool = False, **limits: Any
+) -> Any:
+    """Declare one field: its default, its help text, its panel in the help.
+
+    `free` knobs say how a job is run, not what it answers: they may change at `resume`.
+    """
+    extra = {"panel": panel, "flag": flag, "free": free}
+    return Field(default, description=description, json_schema_extra=extra, **limits)
+
+
+def _split_commas(value: Any) -> Any:
+    """Lists may be written `a,b` in an environment variable or flag."""
+    if isinstance(value, str):
+        return [part.strip() for part in value.split(",") if part.strip()]
+    if isinstance(value, (list, tuple)):
+        return [
+            part
+            for item in value
+            for part in (_split_commas(item) if isinstance(item, str) else [item])
+        ]
+    return value
+
+
+def _split_assignments(value: Any) -> Any:
+    """Mappings may be written `a=int64,b=string` in an environment variable or flag."""
+    if isinstance(value, Mapping):
+        return value
+    pairs = [str(part).partition("=") for part in _split_commas(value)]
+    if wrong := [name for name, equals, _ in pairs if not equals]:
+        raise ValueError(f"'{wrong[0]}' should be written NAME=TYPE")
+    return {name: type_name for name, _, type_name in pairs}
+
+
+def _auto_is_none(value: Any) -> Any:
+    return None if value == "auto" else value
+
+
+def _count_or_percentage(value: Any) -> str:
+    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(value)):
+        raise ValueError("should be a whole number or a percentage such as 1%")
+    return str(value)
+
+
+Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
+Types = Annotated[dict[str, str], BeforeValidator(_split_assignments)]
+AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
+
+
+class RunConfig(BaseModel):
+    """One job: what to read, which model answers, where the answers go.
+
+    `None` means auto: the value is chosen when the job is planned, and frozen in the plan.
+
+    Raises UsageError from `load`, and pydantic's ValidationError (a ValueError) when built directly.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
+
+    inputs: Names = knob((), "Files, globs or folders", INPUT)
+    output: str = knob("", "Run folder to write", OUTPUT, flag="-o")
+
+    model: str = knob("", "Hub id or local folder (safetensors)", MODEL, flag="-m")
+    revision: str | None = knob(None, "Branch, tag or commit of a hub model", MODEL)
+    trust_remote_code: bool = knob(False, "Run Python code that comes with the model", MODEL)
+    task: Literal["auto", "classify", "embed"] = knob(
+        "auto", "What the model does; auto: found from the model", MODEL
+    )
+    engine: Literal["auto", "local", "fake"] = knob(
+        "auto", "local: transformers; fake: no model, a deterministic answer from the text", MODEL
+    )
+    dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
+        "auto", "Precision of the weights; auto: bfloat16 where the hardware is fast in it", MODEL
+    )
+    max_length: AutoInt = knob(
+        None,
+        "Tokens a row at most; longer rows are cut and counted [default: the model's]",
+        MODEL,
+        ge=1,
+    )
+
+    text_column: str = knob("text", "Column to read", INPUT)
+    text_pair_column: str | None = knob(None, "Second text of a pair", INPUT)
+    format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = knob(
+        "auto", "Input format; auto: by the file name", INPUT
+    )
+    encoding: str = knob("utf-8", "Text encoding of JSONL and CSV", INPUT)
+    delimiter: str | None = knob(None, "CSV delimiter [default: found from the header]", INPUT)
+    header: bool = knob(
+        True, "Whether CSV files have a header; without: column_0, column_1, …", INPUT
+    )
+    types: Types = knob(
+        {}, "Column types that override what was found: NAME=TYPE", INPUT, flag="--schema"
+    )
+    limit: AutoInt = knob(None, "Only the first N rows", INPUT, ge=1)
+    max_line_bytes: int = knob(64 << 20, "A longer line is an error row", INPUT, ge=1 << 10)
+
+    keep: Names | None = knob(
+        None, "Columns carried through (repeatable; none: no column) [default: all]", OUTPUT
+    )
+    output_prefix: str = knob("", "Prefix of the columns that the task writes", OUTPUT)
+    chunk_rows: AutoInt = knob(
+        None, "Rows of a chunk, hence of a shard [default: 16384, fewer where rows are large]", OUTPUT,
+        ge=1, le=1 << 24,
+    )  # fmt: skip
+    max_errors: CountOrPercentage = knob(
+        "0", "Row errors (N or P%) tolerated before the exit code is 65", CONDUCT, free=True
+    )
+
+    device: str = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
+    attention: Literal["auto", "sdpa", "eager"] = knob(
+        "auto", "Attention implementation of the model", SPEED, free=True
+    )
+    max_batch_tokens: AutoInt = knob(
+        None,
+        "Tokens of a batch at most, counted with padding [default: by device]",
+        SPEED,
+        free=True,
+        ge=1,
+    )
+    max_batch_rows: AutoInt = knob(
+        None, "Rows of a batch at most [default: 4096]", SPEED, free=True, ge=1
+    )
+    workers: AutoInt = knob(
+        None, "Processes that read and tokenize ahead; 0: the main process [default: by input]", SPEED,
+        free=True, ge=0, le=256,
+    )  # fmt: skip
+
+    def error_allowance(self, num_rows: int) -> int:
+        """How many error rows of `num_rows` are tolerated."""
+        if self.max_errors.endswith("%"):
+            return int(float(self.max_errors[:-1]) / 100 * num_rows)
+        return int(self.max_errors)
+
+    @classmethod
+    def load(
+        cls,
+        flags: Mapping[str, Any],
+        config_file: str | os.PathLike[str] | None = None,
+        environ: Mapping[str, str] | None = None,
+    ) -> RunConfig:
+        """Merge flags, environment and YAML file.
+
+        Raises UsageError whose one line names the flag, the variable, or the file and line.
+        """
+        environ = os.environ if environ is None else environ
+        document, lines = read_yaml(Path(config_file)) if config_file else ({}, {})
+        for key in document:
+            if key not in cls.model_fields:
+                raise UsageError(
+                    f"{config_file}:{lines[key]}: unknown key '{key}'{did_you_mean(key, cls.model_fields)}"
+                )
+        variables = {
+            name: environ[variable]
+            for name in cls.model_fields
+            if (variable := ENV_PREFIX + name.upper()) in environ
+        }
+        try:
+            return cls.model_validate({**document, **variables, **flags})
+        except ValidationError as error:
+            detail = error.errors()[0]
+            name = str(detail["loc"][0]) if detail["loc"] else ""
+            if name in flags:
+                where = flag_name(name)
+            elif name in variables:
+                where = ENV_PREFIX + name.upper()
+            else:
+                where = f"{config_file}:{lines.get(name, 1)}: {name}"
+            reason = detail["msg"].removeprefix("Value error, ")
+            raise UsageError(f"{where}: {reason}, got {_shown(detail.get('input'))}") from None
+
+
+def flag_name(name: str) -> str:
+    """The command-line flag of a field."""
+    flag = str(knob_of(name)["flag"])
+    return flag if flag.startswith("--") else "--" + name.replace("_", "-")
+
+
+def knob_of(name: str) -> dict[str, Any]:
+    """What `knob` recorded of a field."""
+    return typing.cast("dict[str, Any]", RunConfig.model_fields[name].json_schema_extra)
+
+
+def did_you_mean(word: str, choices: typing.Iterable[str]) -> str:
+    """`; did you mean 'x'?`, or nothing."""
+    close = difflib.get_close_matches(word, list(choices), n=1)
+    return f"; did you mean '{close[0]}'?" if close else ""
+
+
+def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
+    """Return a YAML file's mapping and the 1-based line of each key.
+
+    Raises UsageError with file and line where it is not readable as a mapping.
+    """
+    import yaml
+
+    try:
+        text = path.read_text(encoding="utf-8")
+        node = yaml.compose(text, Loader=yaml.SafeLoader)
+        document = yaml.safe_load(text)
+    except FileNotFoundError:
+        raise UsageError(f"{path}: no such configuration file") from None
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from None
+    except yaml.MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}") from None
+    except yaml.YAMLError as error:
+        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    if document is None:
+        return {}, {}
+    if not isinstance(document, dict) or not isinstance(node, yaml.MappingNode):
+        raise UsageError(f"{path}:1: should be a mapping of keys to values")
+    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    return {str(key): value for key, value in document.items()}, lines
+
+
+def _shown(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else text[:57] + "…"

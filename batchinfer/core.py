@@ -1,0 +1,320 @@
+"""The nouns. Everything else in batchinfer makes one of these out of another.
+
+    InputFile ∈ Segment ─reader─▶ Chunk ─encode─▶ Requests ─plan─▶ Batch ─engine─▶ Answers ─▶ Shard
+
+A chunk is the unit of work, of output and of resume: its rows become one shard, and the shard's
+existence is the record that the work is done. No torch here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+
+Int32Array = npt.NDArray[np.int32]
+Int64Array = npt.NDArray[np.int64]
+
+#: Columns that batchinfer itself writes; they are dropped when an output is used as an input.
+SOURCE, ROW = "_source", "_row"
+NUM_TOKENS, TRUNCATED, ERROR, RESCUED = "_num_tokens", "_truncated", "_error", "_rescued_data"
+BOOKKEEPING = (SOURCE, ROW, NUM_TOKENS, TRUNCATED, ERROR, RESCUED)
+
+
+@dataclass(frozen=True, slots=True)
+class InputFile:
+    """One input file as it was when the job was planned.
+
+    `source` is what the output's `_source` says: the path below the common folder of all inputs, so
+    that shards do not depend on where the data happens to lie. `compression` is "gz", "zst", "bz2",
+    "xz" or "".
+    """
+
+    path: str
+    source: str
+    format: str
+    compression: str
+    size: int
+    mtime_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A file, or several small ones in a row. Chunks never cross a segment.
+
+    `max_rows`: the segment ends after so many rows, where the job has a limit.
+    """
+
+    index: int
+    files: tuple[InputFile, ...]
+    max_rows: int | None = None
+
+    @property
+    def size(self) -> int:
+        """Bytes on disk."""
+        return sum(file.size for file in self.files)
+
+
+class Position(NamedTuple):
+    """Where the next row of a segment starts.
+
+    `file` counts within the segment. `offset` is in bytes of the decompressed UTF-8 text, or in rows
+    for Parquet. `line` (0-based, physical) and `row` (0-based) count within that file.
+    """
+
+    file: int = 0
+    offset: int = 0
+    line: int = 0
+    row: int = 0
+
+
+class ChunkId(NamedTuple):
+    """Names a chunk: which segment, and which run of `chunk_rows` rows in it."""
+
+    segment: int
+    chunk: int
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Chunks [first, stop) of a segment that have no shard yet; `stop` None: to the segment's end."""
+
+    segment: Segment
+    first: int
+    start: Position
+    stop: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A fixed run of input rows.
+
+    `table` holds `_source`, `_row`, the columns that were read, and `_rescued_data`. `errors` says, by
+    row of the chunk, why a row cannot be put through the model. `digest` is of the input as read.
+    """
+
+    id: ChunkId
+    table: pa.Table
+    errors: Mapping[int, str]
+    start: Position
+    next: Position
+    ends_segment: bool
+    digest: str
+
+    @property
+    def num_rows(self) -> int:
+        return int(self.table.num_rows)
+
+
+@dataclass(frozen=True, slots=True)
+class ModelSpec:
+    """What a job must know of its model, read without loading weights; frozen in the plan.
+
+    `identity` is the hub commit, or a digest of the files of a local folder: two equal ones give equal
+    answers. `max_length` counts special tokens. `activation` (softmax, sigmoid, none) and `labels` are
+    a classifier's; `dimension`, `pooling` (mean, cls, last), `normalize` and `prompt` an embedder's.
+    """
+
+    name: str
+    identity: str
+    architecture: str
+    task: str
+    max_length: int
+    labels: tuple[str, ...] = ()
+    activation: str = "softmax"
+    dimension: int = 0
+    pooling: str = "mean"
+    normalize: bool = False
+    prompt: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Requests:
+    """The model inputs of a chunk as flat arrays; never a Python object a row.
+
+    `row` int32[n]: the row of the chunk that request i belongs to. `cost` int32[n]: its tokens.
+    `truncated` bool[n]: whether tokens were cut to the model's limit. `fields`: flat arrays of
+    `offsets[-1]` items each ("input_ids", "token_type_ids"); request i owns [offsets[i], offsets[i+1]).
+    `errors`: rows of the chunk that could not be encoded, and why.
+    """
+
+    row: Int32Array
+    cost: Int32Array
+    truncated: npt.NDArray[np.bool_]
+    offsets: Int64Array
+    fields: Mapping[str, Int32Array]
+    errors: Mapping[int, str] = field(default_factory=dict)
+
+    def __len__(self) -> int:
+        return len(self.row)
+
+    def select(self, indices: Int64Array) -> dict[str, Int32Array]:
+        """The fields of these requests, packed one behind the other in this order."""
+        lengths = self.cost[indices].astype(np.int64)
+        ends = np.cumsum(lengths)
+        total = int(ends[-1]) if len(ends) else 0
+        shift = np.repeat(self.offsets[indices] - (ends - lengths), lengths)
+        source = np.arange(total, dtype=np.int64) + shift
+        return {name: values[source] for name, values in self.fields.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class BatchBudget:
+    """How much goes through the model at once: rows times the longest row's tokens, and rows."""
+
+    max_batch_tokens: int
+    max_batch_rows: int
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """Requests that go through the model together, packed: no padding.
+
+    `indices` int64[b]: which of the chunk's requests. `lengths` int32[b]: tokens of each, longest
+    first. `fields`: flat arrays of sum(lengths) items; numpy, or pinned torch tensors once
+    `pin_memory()` was called.
+    """
+
+    chunk: ChunkId
+    indices: Int64Array
+    lengths: Int32Array
+    fields: Mapping[str, Any]
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    @property
+    def num_tokens(self) -> int:
+        return int(self.lengths.sum())
+
+    @property
+    def max_length(self) -> int:
+        return int(self.lengths[0]) if len(self.lengths) else 0
+
+    def halves(self) -> tuple[Batch, Batch]:
+        """The longer and the shorter half of the rows."""
+        rows = len(self) // 2
+        tokens = int(self.lengths[:rows].sum())
+        return (
+            Batch(
+                self.chunk,
+                self.indices[:rows],
+                self.lengths[:rows],
+                {name: values[:tokens] for name, values in self.fields.items()},
+            ),
+            Batch(
+                self.chunk,
+                self.indices[rows:],
+                self.lengths[rows:],
+                {name: values[tokens:] for name, values in self.fields.items()},
+            ),
+        )
+
+    def pin_memory(self) -> Batch:
+        """The same batch in page-locked memory, from which copies to a GPU run asynchronously."""
+        import torch
+
+        pinned = {name: torch.from_numpy(v).pin_memory() for name, v in self.fields.items()}
+        return Batch(self.chunk, self.indices, self.lengths, pinned)
+
+
+@dataclass(frozen=True, slots=True)
+class Answers:
+    """What the model said to a batch: arrays whose first axis is the batch's rows.
+
+    `error` is set instead where a single request failed on its own.
+    """
+
+    values: Mapping[str, npt.NDArray[Any]]
+    error: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedChunk:
+    """A chunk with its batches, ready for the device. There is always at least one batch."""
+
+    chunk: Chunk
+    requests: Requests
+    batches: Sequence[Batch]
+
+    def pin_memory(self) -> LoadedChunk:
+        return LoadedChunk(self.chunk, self.requests, [b.pin_memory() for b in self.batches])
+
+
+@dataclass(frozen=True, slots=True)
+class AnsweredChunk:
+    """A chunk with all its answers, in request order."""
+
+    chunk: Chunk
+    requests: Requests
+    values: Mapping[str, npt.NDArray[Any]]
+    errors: Mapping[int, str]
+
+
+@dataclass(frozen=True, slots=True)
+class Shard:
+    """A committed file of the output, as its footer describes it."""
+
+    id: ChunkId
+    path: str
+    num_rows: int
+    num_errors: int
+    num_tokens: int
+    num_truncated: int
+    num_rescued: int
+    num_bytes: int
+    next: Position
+    ends_segment: bool
+    digest: str
+
+
+def ordinal(number: int) -> str:
+    """Write a number so that names sort in numeric order at any size: 000042, 999999, a1000000.
+
+    Six digits; each further digit is announced by the next letter, which sorts behind every digit.
+    """
+    digits = str(number)
+    if len(digits) <= 6:
+        return digits.zfill(6)
+    return chr(ord("a") + len(digits) - 7) + digits
+
+
+def shard_name(chunk: ChunkId) -> str:
+    """The file name of a chunk's shard; names sort in input order."""
+    return f"part-{ordinal(chunk.segment)}-{ordinal(chunk.chunk)}.parquet"
+
+
+def parse_shard_name(name: str) -> ChunkId | None:
+    """The chunk that a file name stands for, or None where it is no shard's name."""
+    stem, dot, extension = name.partition(".")
+    parts = stem.split("-")
+    if dot + extension != ".parquet" or len(parts) != 3 or parts[0] != "part":
+        return None
+    try:
+        chunk = ChunkId(int(parts[1].lstrip("abcdefghijkl")), int(parts[2].lstrip("abcdefghijkl")))
+    except ValueError:
+        return None
+    return chunk if shard_name(chunk) == name else None
+
+
+def pending_spans(segments: Iterable[Segment], shards: Mapping[ChunkId, Shard]) -> Iterator[Span]:
+    """Yield the gaps between committed chunks, in input order.
+
+    Every gap starts where a committed chunk ends (or at the segment's start), so its position is known
+    without reading what stands before it.
+    """
+    committed: dict[int, list[Shard]] = {}
+    for chunk in sorted(shards):
+        committed.setdefault(chunk.segment, []).append(shards[chunk])
+    for segment in segments:
+        first, start, ended = 0, Position(), False
+        for shard in committed.get(segment.index, ()):
+            if shard.id.chunk > first:
+                yield Span(segment, first, start, shard.id.chunk)
+            first, start, ended = shard.id.chunk + 1, shard.next, shard.ends_segment
+        if not ended:
+            yield Span(segment, first, start, None)

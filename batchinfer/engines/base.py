@@ -1,0 +1,85 @@
+"""What an engine is: batches in, answers out, in any order and across chunk boundaries."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+
+from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.tasks.base import Task
+
+
+class Engine(ABC):
+    """Answers batches on one device."""
+
+    #: "cpu", or the name of the accelerator: runs on the same kind share a batch budget.
+    device_kind: str
+    #: The precision in which the model runs.
+    dtype: str
+    #: The batch budget where neither the user nor the run folder names one.
+    default_budget: BatchBudget
+
+    def __init__(self, task: Task) -> None:
+        self.task = task
+
+    @abstractmethod
+    def answer(self, batch: Batch) -> Answers:
+        """Answer a batch of at least one request; may raise whatever the model raises."""
+
+    @property
+    def pins_memory(self) -> bool:
+        """Whether batches should arrive in page-locked memory."""
+        return False
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
+        """Answer every request of every batch.
+
+        A batch that fails is halved, down to the request that fails alone; that one comes back with
+        `Answers.error`, the others are untouched.
+        """
+        for batch in batches:
+            yield from self.answer_or_halve(batch)
+
+    def answer_or_halve(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
+        """Answer a batch in as few parts as it takes."""
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            if not len(part):
+                yield part, self.no_answers()
+                continue
+            failure = ""
+            try:
+                answers = self.answer(part)
+            except Exception as error:  # whatever the model raises is the fault of some row
+                # Only the reason leaves this block: the exception holds the tensors of the frame
+                # that failed, and memory must be free before the halves are tried.
+                failure = reason(error)
+            if not failure:
+                yield part, answers
+            elif len(part) == 1:
+                yield part, Answers({}, error=failure)
+            else:
+                self.recover()
+                longer, shorter = part.halves()
+                pending += [shorter, longer]
+
+    def no_answers(self) -> Answers:
+        """The answers of a batch without requests."""
+        return Answers(
+            {name: np.zeros((0, *f.shape), dtype=f.dtype) for name, f in self.task.answers.items()}
+        )
+
+    def recover(self) -> None:
+        """Free what a failed batch left behind on the device."""
+
+    def close(self) -> None:
+        """Give the device back."""
+
+
+def reason(error: BaseException) -> str:
+    """One line that says what an exception says."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__

@@ -1,0 +1,111 @@
+"""The fake engine: a deterministic answer from the tokens, without a model, torch or a download.
+
+It is for tests (yours too), for trying a job's input before renting a GPU, and for measuring the
+pipeline without a model. Every answer depends on every token of its row and on their order, and on
+nothing else, so that a scrambled or doubled row shows.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.core import ModelSpec
+from batchinfer.engines.base import Engine
+from batchinfer.tasks.base import Task
+from batchinfer.tokenization import Tokens
+
+_MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
+
+
+def describe(task: str, max_length: int | None) -> ModelSpec:
+    """The fake model's spec: two labels, eight dimensions, 512 tokens of four bytes each."""
+    return ModelSpec(
+        name="fake",
+        identity="fake-1",
+        architecture="Fake",
+        task="classify" if task == "auto" else task,
+        max_length=max_length or 512,
+        labels=("negative", "positive"),
+        dimension=8,
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class FakeEncoder:
+    """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token."""
+
+    max_length: int
+
+    def encode(self, texts: pa.Array, pairs: pa.Array | None) -> Tokens:
+        if pairs is not None:
+            texts = pc.binary_join_element_wise(texts, pairs, "\x1f")
+        offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset :][: len(texts) + 1]
+        data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+        size = np.diff(offsets)
+        full = (size + 3) // 4 + 1
+        cost = np.minimum(full, self.max_length)
+        ends = np.cumsum(cost)
+        kept = np.minimum(size, (cost - 1) * 4)
+        # Scatter the kept bytes of each text behind its start token, which is four zero bytes.
+        begin = (ends - cost + 1) * 4
+        place = np.arange(int(kept.sum()), dtype=np.int64)
+        within = np.cumsum(kept) - kept
+        tokens = np.zeros(int(ends[-1]) * 4 if len(ends) else 0, np.uint8)
+        tokens[place + np.repeat(begin - within, kept)] = data[
+            place + np.repeat(offsets[:-1] - within, kept)
+        ]
+        return Tokens(
+            offsets=np.concatenate([np.zeros(1, np.int64), ends]),
+            fields={"input_ids": tokens.view(np.int32)},
+            truncated=full > self.max_length,
+            errors={},
+        )
+
+
+class FakeEngine(Engine):
+    """Answers from a hash of each request's tokens."""
+
+    device_kind = "cpu"
+    dtype = "float32"
+    default_budget = BatchBudget(max_batch_tokens=16384, max_batch_rows=4096)
+
+    def answer(self, batch: Batch) -> Answers:
+        hashes = hash_tokens(batch.fields["input_ids"], batch.lengths)
+        values: dict[str, npt.NDArray[np.generic]] = {}
+        for salt, (name, answer) in enumerate(self.task.answers.items(), start=1):
+            width = int(np.prod(answer.shape))
+            noise = _mix(
+                hashes[:, None] + np.arange(salt, salt + width, dtype=np.uint64) * _MULTIPLIER
+            )
+            if answer.high:
+                drawn = (noise % np.uint64(answer.high)).astype(answer.dtype)
+            else:  # 24 bits: exact in float32, in [0, 1)
+                drawn = ((noise >> np.uint64(40)).astype(np.float64) / (1 << 24)).astype(
+                    answer.dtype
+                )
+            values[name] = drawn.reshape(len(batch), *answer.shape)
+        return Answers(values)
+
+
+def hash_tokens(
+    tokens: npt.NDArray[np.int32], lengths: npt.NDArray[np.int32]
+) -> npt.NDArray[np.uint64]:
+    """Hash each run of `lengths[i]` >= 1 tokens; int32[sum(lengths)] to uint64[n]."""
+    starts = np.cumsum(lengths, dtype=np.int64) - lengths
+    place = np.arange(len(tokens), dtype=np.int64) - np.repeat(starts, lengths)
+    weighted = (tokens.astype(np.uint64) + np.uint64(1)) * (
+        place.astype(np.uint64) * _MULTIPLIER | np.uint64(1)
+    )
+    return _mix(np.add.reduceat(weighted, starts))
+
+
+def _mix(values: npt.NDArray[np.uint64]) -> npt.NDArray[np.uint64]:
+    values = (values ^ (values >> np.uint64(31))) * _MULTIPLIER
+    mixed: npt.NDArray[np.uint64] = values ^ (values >> np.uint64(29))
+    return mixed

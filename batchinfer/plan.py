@@ -1,0 +1,201 @@
+"""The frozen job: what a shard's bytes depend on, and how it is written down in plan.json."""
+
+from __future__ import annotations
+
+import base64
+import dataclasses
+import functools
+import hashlib
+import json
+from dataclasses import dataclass
+from typing import Any
+
+import pyarrow as pa
+
+from batchinfer.config import RunConfig, knob_of
+from batchinfer.core import InputFile, ModelSpec, Segment
+from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.readers.base import ReadOptions
+
+FORMAT = 1
+
+#: Said elsewhere in the identity: the inputs by file, the model by its files' digest or commit.
+_NOT_IDENTITY = {"inputs", "output", "model", "revision", "trust_remote_code"}
+IDENTITY_KNOBS = tuple(
+    name
+    for name in RunConfig.model_fields
+    if name not in _NOT_IDENTITY and not knob_of(name)["free"]
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A job as planned. `config` has every `auto` resolved that the answers depend on.
+
+    `input_schema`: the columns that are read, and their types. `output_schema`: those of every shard.
+    `row_bytes` (mean, of the decompressed input) and `num_rows_estimate` come from a sample; they size
+    buffers and progress, nothing that is written.
+    """
+
+    config: RunConfig
+    model: ModelSpec
+    segments: tuple[Segment, ...]
+    input_schema: pa.Schema
+    output_schema: pa.Schema
+    row_bytes: float
+    num_rows_estimate: int
+
+    @functools.cached_property
+    def identity(self) -> dict[str, Any]:
+        """All that the answers depend on: no time, no absolute path, no hardware."""
+        return {
+            "format": FORMAT,
+            "inputs": [
+                {
+                    "source": f.source,
+                    "format": f.format,
+                    "compression": f.compression,
+                    "size": f.size,
+                }
+                for segment in self.segments
+                for f in segment.files
+            ],
+            "segments": [[len(s.files), s.max_rows] for s in self.segments],
+            "model": dataclasses.asdict(dataclasses.replace(self.model, name="")),
+            **{name: _plain(getattr(self.config, name)) for name in IDENTITY_KNOBS},
+            "input columns": _columns(self.input_schema),
+            "output columns": _columns(self.output_schema),
+        }
+
+    @functools.cached_property
+    def id(self) -> str:
+        """Names the job; stands in the footer of each of its shards."""
+        canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=True)
+        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+    @property
+    def chunk_rows(self) -> int:
+        assert self.config.chunk_rows is not None
+        return self.config.chunk_rows
+
+    @property
+    def read_options(self) -> ReadOptions:
+        config = self.config
+        pair = (config.text_pair_column,) if config.text_pair_column else ()
+        return ReadOptions(
+            text_columns=(config.text_column, *pair),
+            schema=self.input_schema,
+            rescue_unknown=config.keep is None,
+            encoding=config.encoding,
+            delimiter=config.delimiter,
+            header=config.header,
+            max_line_bytes=config.max_line_bytes,
+        )
+
+    def to_json(self) -> bytes:
+        """plan.json."""
+        document = {
+            "format": FORMAT,
+            "plan_id": self.id,
+            "config": self.config.model_dump(mode="json"),
+            "model": dataclasses.asdict(self.model),
+            "segments": [dataclasses.asdict(segment) for segment in self.segments],
+            "input_schema": _schema_to_json(self.input_schema),
+            "output_schema": _schema_to_json(self.output_schema),
+            "row_bytes": self.row_bytes,
+            "num_rows_estimate": self.num_rows_estimate,
+        }
+        document["checksum"] = _checksum(document)
+        return json.dumps(document, indent=1).encode()
+
+    @classmethod
+    def from_json(cls, content: bytes, path: str) -> Plan:
+        """Read plan.json back. Raises StorageError where it was damaged."""
+        try:
+            document = json.loads(content)
+            checksum = document.pop("checksum")
+            intact = checksum == _checksum(document)
+        except (ValueError, KeyError, AttributeError):
+            intact = False
+        if not intact:
+            raise StorageError(
+                f"{path}: damaged: it is not what batchinfer wrote; restore it, or start again with "
+                "`batchinfer run` in another folder"
+            )
+        if document["format"] != FORMAT:
+            raise JobMismatchError(
+                f"{path}: written by another version of batchinfer (plan format "
+                f"{document['format']}, this one has {FORMAT}); resume with that version"
+            )
+        segments = tuple(
+            Segment(s["index"], tuple(InputFile(**f) for f in s["files"]), s["max_rows"])
+            for s in document["segments"]
+        )
+        model = {k: tuple(v) if isinstance(v, list) else v for k, v in document["model"].items()}
+        return cls(
+            config=RunConfig.model_validate(document["config"]),
+            model=ModelSpec(**model),
+            segments=segments,
+            input_schema=_schema_from_json(document["input_schema"]),
+            output_schema=_schema_from_json(document["output_schema"]),
+            row_bytes=document["row_bytes"],
+            num_rows_estimate=document["num_rows_estimate"],
+        )
+
+
+def first_difference(planned: Plan, asked: Plan) -> str:
+    """Say in a few words where two jobs differ, the most telling difference first; "" if nowhere."""
+    for name, there in planned.identity.items():
+        here = asked.identity[name]
+        if there == here:
+            continue
+        if name == "inputs":
+            return _input_difference(there, here)
+        if name == "model":
+            field = next(key for key in there if there[key] != here[key])
+            if field == "identity":
+                return (
+                    f"the model's files differ ({planned.model.name} then, {asked.model.name} now)"
+                )
+            return f"the model's {field} was {there[field]}, now {here[field]}"
+        if name.endswith("columns"):
+            changed = [c for c in here if c not in there] or [c for c in there if c not in here]
+            return f"the {name} differ ({changed[0] if changed else 'order'})"
+        return f"{name} was {there}, now {here}"
+    return ""
+
+
+def _input_difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
+    old = {file["source"]: file for file in there}
+    new = {file["source"]: file for file in here}
+    for source in new:
+        if source not in old:
+            return f"input {source} was not there when the job was planned"
+    for source, file in old.items():
+        if source not in new:
+            return f"input {source} is missing"
+        if file != new[source]:
+            return f"input {source} had {file['size']:,} bytes, now {new[source]['size']:,}"
+    return "the inputs stand in another order"
+
+
+def _columns(schema: pa.Schema) -> list[str]:
+    return [f"{field.name}: {field.type}" for field in schema]
+
+
+def _plain(value: Any) -> Any:
+    return list(value) if isinstance(value, tuple) else value
+
+
+def _checksum(document: dict[str, Any]) -> str:
+    return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
+
+
+def _schema_to_json(schema: pa.Schema) -> dict[str, Any]:
+    """The exact schema for the program, and a legible one for people."""
+    ipc = base64.b64encode(schema.serialize().to_pybytes()).decode()
+    return {"columns": _columns(schema), "arrow_ipc": ipc}
+
+
+def _schema_from_json(document: dict[str, Any]) -> pa.Schema:
+    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(document["arrow_ipc"])))

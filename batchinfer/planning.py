@@ -1,0 +1,252 @@
+"""From a configuration to a plan: everything that can be wrong is found before the first row is read.
+
+Planning reads the listing, a sample of each input and the model's description; it writes nothing.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+
+from batchinfer.config import RunConfig, did_you_mean
+from batchinfer.core import (
+    BOOKKEEPING,
+    ChunkId,
+    ModelSpec,
+    Position,
+    Segment,
+    Shard,
+    Span,
+)
+from batchinfer.engines import describe_model, resolve_dtype
+from batchinfer.errors import JobMismatchError, UsageError
+from batchinfer.plan import Plan
+from batchinfer.readers import (
+    ReadOptions,
+    group_segments,
+    inspect_inputs,
+    list_inputs,
+    open_reader,
+    read_chunks,
+)
+from batchinfer.tasks import create_task
+from batchinfer.writers.run_folder import describe_segment
+from batchinfer.writers.shard import output_schema
+
+#: A chunk is what a kill costs at most and what the length sort sees: 16 k rows sort as well as all.
+MAX_CHUNK_ROWS = 16384
+#: A chunk's input stays near this, by the largest rows that the sample saw.
+MAX_CHUNK_BYTES = 32 << 20
+
+
+def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Path | None]:
+    """Resolve a configuration; return the plan and the model's folder (None: the engine needs none).
+
+    Where `previous` is given (the plan that the run folder holds), every `auto` resolves as it did
+    then. Raises UsageError, InputError or ModelError.
+    """
+    config = _resolve_engine(config, previous)
+    files = list_inputs(config.inputs, config.format)
+    options = ReadOptions(
+        encoding=config.encoding,
+        delimiter=config.delimiter,
+        header=config.header,
+        max_line_bytes=config.max_line_bytes,
+    )
+    summary = inspect_inputs(files, options, config.types)
+    texts = [name for name in (config.text_column, config.text_pair_column) if name]
+    found = _with_texts(summary.schema.remove_metadata(), texts)
+    kept = _kept_columns(config, found)
+
+    spec, folder = describe_model(config)
+    resolved = {
+        "task": spec.task,
+        "max_length": spec.max_length,
+        "dtype": resolve_dtype(config),
+        "chunk_rows": config.chunk_rows or _chunk_rows(summary.row_bytes),
+    }
+    config = config.model_copy(update=resolved)
+    segments = group_segments(files)
+    num_rows = summary.num_rows_estimate
+    if config.limit is not None:
+        segments = _limit(segments, config.limit, options)
+        num_rows = min(num_rows, config.limit)
+    plan = Plan(
+        config=config,
+        model=spec,
+        segments=segments,
+        input_schema=pa.schema([field for field in found if field.name in {*kept, *texts}]),
+        output_schema=_output_schema(config, spec, [found.field(name) for name in kept]),
+        row_bytes=summary.row_bytes,
+        num_rows_estimate=num_rows,
+    )
+    return plan, folder
+
+
+def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
+    """Compare the inputs with what they were when the job was planned.
+
+    A file that was only touched (same size, another time) is read again where shards were committed
+    from it, and the plan that is returned knows its new time. Raises JobMismatchError for a file that
+    was appended to, edited, replaced or removed.
+    """
+    segments = []
+    for segment in plan.segments:
+        files = []
+        for file in segment.files:
+            try:
+                found = os.stat(file.path)
+            except OSError as error:
+                raise JobMismatchError(
+                    f"{file.path}: was there when the job was planned and cannot be read now "
+                    f"({error.strerror}); put it back, or start anew with another --output"
+                ) from None
+            if found.st_size != file.size:
+                raise JobMismatchError(
+                    f"{file.path}: changed since the job was planned ({file.size:,} bytes then, "
+                    f"{found.st_size:,} now); start anew with another --output"
+                )
+            files.append(dataclasses.replace(file, mtime_ns=found.st_mtime_ns))
+        segments.append(dataclasses.replace(segment, files=tuple(files)))
+    checked = dataclasses.replace(plan, segments=tuple(segments))
+    for before, after in zip(plan.segments, checked.segments, strict=True):
+        if before != after:
+            _check_digests(checked, after, shards)
+    return checked
+
+
+def _check_digests(plan: Plan, segment: Segment, shards: Mapping[ChunkId, Shard]) -> None:
+    """Read the rows of a segment's committed shards again, and compare what they were made from."""
+    wanted = {
+        chunk.chunk: shard for chunk, shard in shards.items() if chunk.segment == segment.index
+    }
+    if not wanted:
+        return
+    span = Span(segment, first=0, start=Position(), stop=max(wanted) + 1)
+    for chunk in read_chunks(span, plan.chunk_rows, plan.read_options):
+        shard = wanted.get(chunk.id.chunk)
+        if shard is not None and shard.digest != chunk.digest:
+            raise JobMismatchError(
+                f"{describe_segment(segment)}: changed since rows of it were answered (they differ from "
+                f"row {chunk.id.chunk * plan.chunk_rows:,} on); start anew with another --output"
+            )
+
+
+def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
+    """Take every `auto` that was resolved before; what is left open is resolved while planning."""
+    if not config.inputs:
+        raise UsageError("no input: name files, globs or folders")
+    if previous is not None:
+        then = previous.config
+        update = {
+            name: getattr(then, name)
+            for name in ("engine", "task", "dtype", "max_length", "chunk_rows")
+            if getattr(config, name) in ("auto", None)
+        }
+        config = config.model_copy(update=update)
+    if config.engine == "auto":
+        config = config.model_copy(update={"engine": "local"})
+    if config.engine == "local" and not config.model:
+        raise UsageError("no model: name one with --model (or try the input with --engine fake)")
+    return config
+
+
+def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
+    """The schema with the text columns in it. Raises UsageError where they are not there or no text."""
+    for name in texts:
+        if name not in found.names:
+            if not found.names:  # no record could be read: each row will say why
+                found = found.append(pa.field(name, pa.string()))
+                continue
+            raise UsageError(
+                f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
+                f"{', '.join(found.names)} (choose one with --text-column)"
+            )
+        if not _is_text(found.field(name).type):
+            raise UsageError(
+                f"column '{name}' holds {found.field(name).type}, not text; choose another with "
+                f"--text-column, or read it as text with --schema {name}=string"
+            )
+    return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    if pa.types.is_dictionary(kind):
+        kind = kind.value_type
+    return (
+        pa.types.is_string(kind)
+        or pa.types.is_large_string(kind)
+        or pa.types.is_string_view(kind)
+        or pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+    )
+
+
+def _kept_columns(config: RunConfig, found: pa.Schema) -> list[str]:
+    if config.keep is None:
+        return list(found.names)
+    if config.keep == ("none",):
+        return []
+    for name in config.keep:
+        if name not in found.names:
+            raise UsageError(
+                f"--keep {name}: no such column{did_you_mean(name, found.names)}; the input has: "
+                f"{', '.join(found.names)}"
+            )
+    return [name for name in found.names if name in config.keep]
+
+
+def _output_schema(config: RunConfig, spec: ModelSpec, kept: list[pa.Field]) -> pa.Schema:
+    """The schema of the shards. Raises UsageError where Parquet or a clash of names forbids it."""
+    task = create_task(spec, config.text_column, config.text_pair_column)
+    added = [field.with_name(config.output_prefix + field.name) for field in task.columns]
+    names = {field.name for field in kept}
+    for field in added:
+        if field.name in names or field.name in BOOKKEEPING:
+            raise UsageError(
+                f"the task's column '{field.name}' is there already; rename it with "
+                "--output-prefix, or choose with --keep what is carried through"
+            )
+    kept = [field.with_nullable(True) for field in kept]
+    for field in kept:
+        try:
+            pq.write_table(pa.schema([field]).empty_table(), pa.BufferOutputStream())
+        except pa.ArrowException as error:
+            reason = " ".join(str(error).split())
+            raise UsageError(
+                f"column '{field.name}' ({field.type}) cannot be written to Parquet ({reason}); leave "
+                "it out with --keep"
+            ) from None
+    return output_schema(kept, added)
+
+
+def _chunk_rows(row_bytes: float) -> int:
+    """As many rows as fit in MAX_CHUNK_BYTES, a power of two."""
+    rows = int(MAX_CHUNK_BYTES / max(1.0, row_bytes))
+    return min(MAX_CHUNK_ROWS, 1 << max(0, rows.bit_length() - 1))
+
+
+def _limit(segments: Sequence[Segment], limit: int, options: ReadOptions) -> tuple[Segment, ...]:
+    """The segments that hold the first `limit` rows; the last of them ends where the limit does."""
+    limited: list[Segment] = []
+    for segment in segments:
+        rows = 0
+        for index, file in enumerate(segment.files):
+            reader = open_reader(file, options, Position(file=index))
+            try:
+                while rows < limit and (
+                    taken := reader.take(min(8192, limit - rows)).table.num_rows
+                ):
+                    rows += taken
+            finally:
+                reader.close()
+        limit -= rows
+        limited.append(dataclasses.replace(segment, max_rows=rows))
+        if limit == 0:
+            break
+    return tuple(limited)

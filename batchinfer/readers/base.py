@@ -1,0 +1,159 @@
+"""What every reader shares: the options, the rows it hands out, and the rule for text columns."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+import orjson
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.core import RESCUED, InputFile, Int64Array, Position
+
+MAX_LINE_BYTES = 64 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class ReadOptions:
+    """How the inputs are read; the same for every file of a job.
+
+    `schema` is the planned type of every column that is read; None only before `inspect_inputs` has
+    said what it is. `text_columns` must hold a string in every row, or the row is an error row.
+    `rescue_unknown`: keep columns that the plan does not know, as JSON in `_rescued_data`.
+    """
+
+    text_columns: tuple[str, ...] = ()
+    schema: pa.Schema | None = None
+    rescue_unknown: bool = True
+    encoding: str = "utf-8"
+    delimiter: str | None = None
+    header: bool = True
+    max_line_bytes: int = MAX_LINE_BYTES
+
+    @property
+    def planned(self) -> pa.Schema:
+        """The schema, where there must be one."""
+        assert self.schema is not None, "inspect_inputs() gives the schema to read with"
+        return self.schema
+
+
+@dataclass(frozen=True, slots=True)
+class Rows:
+    """Some consecutive rows of one file.
+
+    `table` has the planned columns and `_rescued_data`. `errors` says, by row of the table, what is
+    wrong with a record. `digest` is of the bytes (Parquet: of the values) that the rows were read from.
+    `lines` int64[n] is the physical line (0-based) each row starts at; None where a file has no lines
+    and rows are told by their number in the file, of which the first here is `first_row`.
+    """
+
+    table: pa.Table
+    digest: bytes
+    first_row: int
+    errors: Mapping[int, str] = field(default_factory=dict)
+    lines: Int64Array | None = None
+
+    def place(self, row: int) -> str:
+        """Where a row stands, as a person finds it: "line 17" (from 1), or "row 16" as in `_row`."""
+        if self.lines is None:
+            return f"row {self.first_row + row}"
+        return f"line {self.lines[row] + 1}"
+
+
+class Reader(ABC):
+    """A cursor over the rows of one file. A format supplies only its difference."""
+
+    def __init__(self, file: InputFile, options: ReadOptions, start: Position) -> None:
+        self.file = file
+        self.options = options
+        self.start = start
+
+    @property
+    @abstractmethod
+    def position(self) -> Position:
+        """Where the next row starts."""
+
+    @abstractmethod
+    def take(self, num_rows: int) -> Rows:
+        """Return exactly the next `num_rows` rows, fewer only at the end of the file.
+
+        Afterwards `position` is that of the next row. Raises StorageError where the file cannot be
+        read on (truncated, corrupt, an I/O error).
+        """
+
+    @abstractmethod
+    def at_end(self) -> bool:
+        """Whether no row is left; may read ahead, and moves `position` over blank lines."""
+
+    @abstractmethod
+    def close(self) -> None: ...
+
+
+def shown(path: str) -> str:
+    """A path for a one-line message: control characters and undecodable bytes are escaped."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+
+
+_JSON_NAMES: Mapping[type, str] = {
+    bool: "a boolean",
+    int: "a number",
+    float: "a number",
+    str: "a string",
+    list: "an array",
+    dict: "an object",
+    type(None): "null",
+}
+
+
+def json_kind(value: object) -> str:
+    """What a JSON value is, in words."""
+    return _JSON_NAMES[type(value)]
+
+
+def text_errors(rows: Rows, options: ReadOptions) -> dict[int, str]:
+    """Say, by row, what keeps a row's text columns from being text; record errors take precedence.
+
+    An empty string is a text. A value that did not fit stands in `_rescued_data`, which tells a
+    missing text from one of the wrong type.
+    """
+    errors = dict(rows.errors)
+    for name in options.text_columns:
+        for row in _rows_without_text(rows.table, name):
+            if row not in errors:
+                errors[row] = f"{rows.place(row)}: {_why_no_text(rows.table, name, row)}"
+    return errors
+
+
+def _rows_without_text(table: pa.Table, name: str) -> list[int]:
+    if name not in table.column_names or not _is_text(table.schema.field(name).type):
+        return list(range(table.num_rows))
+    column = table.column(name)
+    if column.null_count == 0:
+        return []
+    found: list[int] = np.flatnonzero(pc.is_null(column).to_numpy()).tolist()
+    return found
+
+
+def _is_text(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _why_no_text(table: pa.Table, name: str, row: int) -> str:
+    missing = f"no text: column '{shown(name)}' is null or missing"
+    rescued = table.column(RESCUED)[row].as_py()
+    if rescued is not None:
+        value = orjson.loads(rescued).get(name)
+        if isinstance(value, dict) and set(value) == {"base64"}:
+            return f"column '{shown(name)}' is not valid UTF-8"
+        if value is not None:
+            return f"column '{shown(name)}' holds {json_kind(value)}, not a string"
+    if name not in table.column_names or not table.column(name)[row].is_valid:
+        return missing
+    kind = table.schema.field(name).type
+    word = "a boolean" if pa.types.is_boolean(kind) else f"a value of type {kind}"
+    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+        word = "a number"
+    return f"column '{shown(name)}' holds {word}, not a string"

@@ -1,0 +1,144 @@
+"""Chunks out of files: the readers of a segment one behind the other, cut every `chunk_rows` rows."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Callable, Iterator, Mapping
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.core import RESCUED, ROW, SOURCE, Chunk, ChunkId, InputFile, Position, Segment, Span
+from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.readers.base import Reader, ReadOptions, Rows, shown, text_errors
+from batchinfer.readers.delimited import CsvReader
+from batchinfer.readers.jsonl import JsonlReader
+from batchinfer.readers.parquet import ParquetReader
+
+READERS: Mapping[str, Callable[[InputFile, ReadOptions, Position], Reader]] = {
+    "jsonl": JsonlReader,
+    "csv": CsvReader,
+    "tsv": CsvReader,
+    "parquet": ParquetReader,
+}
+
+
+def open_reader(file: InputFile, options: ReadOptions, start: Position = Position()) -> Reader:
+    """A reader of one file, from a position in it."""
+    return READERS[file.format](file, options, start)
+
+
+def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Iterator[Chunk]:
+    """Yield the chunks of a span; each has `chunk_rows` rows, but the segment's last may have fewer.
+
+    An empty segment has one chunk without rows. Raises JobMismatchError where a file is not the one
+    that was planned, and StorageError where it cannot be read on.
+    """
+    cursor = _SegmentCursor(span.segment, options, span.start)
+    try:
+        index, start, ended = span.first, span.start, False
+        while not ended and (span.stop is None or index < span.stop):
+            try:
+                parts = cursor.take(chunk_rows)
+                ended = cursor.at_end()
+            except StorageError:
+                cursor.check_unchanged()  # a file that is being rewritten looks damaged
+                raise
+            cursor.check_unchanged()
+            chunk_id = ChunkId(span.segment.index, index)
+            yield _chunk(chunk_id, parts, options, start, cursor.position, ended)
+            index, start = index + 1, cursor.position
+    finally:
+        cursor.close()
+
+
+class _SegmentCursor:
+    """The readers of a segment's files as one; it stands at a row wherever there is one left."""
+
+    def __init__(self, segment: Segment, options: ReadOptions, start: Position) -> None:
+        self._files = segment.files
+        self._options = options
+        self._reader = self._open(start)
+
+    @property
+    def position(self) -> Position:
+        return self._reader.position
+
+    def take(self, num_rows: int) -> list[tuple[InputFile, Rows]]:
+        parts: list[tuple[InputFile, Rows]] = []
+        while num_rows > 0 and not self.at_end():
+            rows = self._reader.take(num_rows)
+            num_rows -= rows.table.num_rows
+            parts.append((self._reader.file, rows))
+        return parts
+
+    def at_end(self) -> bool:
+        """Whether the segment holds no further row; goes on to the next file that has one."""
+        while self._reader.at_end():
+            following = self._reader.position.file + 1
+            if following >= len(self._files):
+                return True
+            self.check_unchanged()
+            self._reader.close()
+            self._reader = self._open(Position(following))
+        return False
+
+    def check_unchanged(self) -> None:
+        _check_unchanged(self._reader.file)
+
+    def close(self) -> None:
+        self._reader.close()
+
+    def _open(self, start: Position) -> Reader:
+        file = self._files[start.file]
+        _check_unchanged(file)
+        return open_reader(file, self._options, start)
+
+
+def _check_unchanged(file: InputFile) -> None:
+    path = shown(file.path)
+    try:
+        status = os.stat(file.path)
+    except FileNotFoundError:
+        raise JobMismatchError(
+            f"{path}: the input is gone since the job was planned; put it back, or start a new run"
+        ) from None
+    except OSError as error:
+        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+        raise JobMismatchError(
+            f"{path}: the input changed under way, since the job was planned;"
+            " put the old file back, or start a new run"
+        )
+
+
+def _chunk(
+    chunk_id: ChunkId,
+    parts: list[tuple[InputFile, Rows]],
+    options: ReadOptions,
+    start: Position,
+    following: Position,
+    ended: bool,
+) -> Chunk:
+    digest = hashlib.sha256()
+    errors: dict[int, str] = {}
+    tables: list[pa.Table] = []
+    done = 0
+    for file, rows in parts:
+        digest.update(rows.digest)
+        errors.update({done + row: why for row, why in text_errors(rows, options).items()})
+        tables.append(_with_origin(rows.table, file.source, rows.first_row))
+        done += rows.table.num_rows
+    table = pa.concat_tables(tables or [_with_origin(_no_rows(options), "", 0)]).combine_chunks()
+    return Chunk(chunk_id, table, errors, start, following, ended, digest.hexdigest())
+
+
+def _no_rows(options: ReadOptions) -> pa.Table:
+    return options.planned.append(pa.field(RESCUED, pa.string())).empty_table()
+
+
+def _with_origin(table: pa.Table, source: str, first_row: int) -> pa.Table:
+    numbers = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
+    origin = pa.array([source], pa.string()).take(np.zeros(table.num_rows, np.int64))
+    return table.add_column(0, ROW, pa.array(numbers)).add_column(0, SOURCE, origin)

@@ -1,0 +1,130 @@
+"""What a run did: the summary that is printed, returned and kept in report.json."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from batchinfer.core import Shard
+from batchinfer.plan import Plan
+from batchinfer.reporting.progress import duration
+
+ROW_ERRORS = 65
+
+
+@dataclass(frozen=True, slots=True)
+class RunReport:
+    """A run folder in numbers. `num_…` count the whole folder, `new_…` what this run added to it.
+
+    `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
+    first chunk to the last, without loading the model.
+    """
+
+    output: str
+    finished: bool
+    num_rows: int
+    num_errors: int
+    num_truncated: int
+    num_rescued: int
+    num_tokens: int
+    num_shards: int
+    num_bytes: int
+    new_rows: int
+    new_tokens: int
+    seconds: float
+    load_seconds: float
+    model: str
+    task: str
+    engine: str
+    dtype: str
+    device: str
+    max_batch_tokens: int
+    errors_tolerated: int
+
+    @property
+    def exit_code(self) -> int:
+        """0, or 65 where more rows have errors than are tolerated."""
+        return ROW_ERRORS if self.num_errors > self.errors_tolerated else 0
+
+    @property
+    def rows_per_second(self) -> float:
+        return self.new_rows / self.seconds if self.seconds else 0.0
+
+    @property
+    def tokens_per_second(self) -> float:
+        return self.new_tokens / self.seconds if self.seconds else 0.0
+
+    def to_text(self) -> str:
+        """The summary for people."""
+        lines = [
+            f"{self.num_rows:,} rows in {self.num_shards:,} shards, "
+            f"{self.num_errors:,} with errors, {self.num_truncated:,} truncated: {self.output}/data"
+        ]
+        if self.new_rows:
+            lines.append(
+                f"{self.new_rows:,} rows and {self.new_tokens:,} tokens in {duration(self.seconds)}: "
+                f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s "
+                f"({self.task} by {self.model}, {self.dtype} on {self.device})"
+            )
+        else:
+            lines.append("nothing was left to do")
+        if self.num_rescued:
+            lines.append(
+                f"{self.num_rescued:,} rows hold values in _rescued_data that fit no column's type"
+            )
+        if self.exit_code:
+            lines.append(
+                f"{self.num_errors:,} row errors are more than the {self.errors_tolerated:,} tolerated "
+                "(--max-errors); the rows are there, `_error` says why"
+            )
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """All of it as plain values, for JSON."""
+        return {
+            **dataclasses.asdict(self),
+            "rows_per_second": round(self.rows_per_second, 1),
+            "tokens_per_second": round(self.tokens_per_second, 1),
+            "exit_code": self.exit_code,
+        }
+
+
+@dataclass(frozen=True, slots=True)
+class Effort:
+    """How this run went, beside what it left in the folder."""
+
+    new_shards: tuple[Shard, ...] = ()
+    seconds: float = 0.0
+    load_seconds: float = 0.0
+    device: str = ""
+    max_batch_tokens: int = 0
+
+
+def summarize(plan: Plan, shards: Iterable[Shard], effort: Effort, *, finished: bool) -> RunReport:
+    """Count a folder's shards."""
+    shards = list(shards)
+    num_rows = sum(shard.num_rows for shard in shards)
+    return RunReport(
+        output=plan.config.output,
+        finished=finished,
+        num_rows=num_rows,
+        num_errors=sum(shard.num_errors for shard in shards),
+        num_truncated=sum(shard.num_truncated for shard in shards),
+        num_rescued=sum(shard.num_rescued for shard in shards),
+        num_tokens=sum(shard.num_tokens for shard in shards),
+        num_shards=len(shards),
+        num_bytes=sum(shard.num_bytes for shard in shards),
+        new_rows=sum(shard.num_rows for shard in effort.new_shards),
+        new_tokens=sum(shard.num_tokens for shard in effort.new_shards),
+        seconds=round(effort.seconds, 3),
+        load_seconds=round(effort.load_seconds, 3),
+        model=plan.model.name,
+        task=plan.model.task,
+        engine=plan.config.engine,
+        dtype=plan.config.dtype,
+        device=effort.device,
+        max_batch_tokens=effort.max_batch_tokens,
+        errors_tolerated=plan.config.error_allowance(num_rows),
+    )

@@ -1,0 +1,61 @@
+"""Embeddings: one vector a row, pooled and normalised in float32 whatever the model's precision."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.core import AnsweredChunk
+from batchinfer.tasks.base import AnswerField, Task, scatter, valid_rows
+
+if TYPE_CHECKING:
+    import torch
+
+
+class Embed(Task):
+    """A vector of fixed size a row."""
+
+    name: ClassVar[str] = "embed"
+    auto_class: ClassVar[str] = "AutoModel"
+
+    @property
+    def columns(self) -> list[pa.Field]:
+        return [pa.field("embedding", pa.list_(pa.float32(), self.spec.dimension))]
+
+    @property
+    def answers(self) -> Mapping[str, AnswerField]:
+        return {"embedding": AnswerField(np.float32, shape=(self.spec.dimension,))}
+
+    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        from torch.nn.functional import normalize
+
+        states = model(**inputs).last_hidden_state
+        vectors = POOLINGS[self.spec.pooling](states, inputs["attention_mask"])
+        return {"embedding": normalize(vectors, dim=-1) if self.spec.normalize else vectors}
+
+    def decode(self, answered: AnsweredChunk) -> list[pa.Array]:
+        vectors = pa.array(scatter(answered, "embedding").reshape(-1))
+        missing = pa.array(~valid_rows(answered))
+        return [pa.FixedSizeListArray.from_arrays(vectors, self.spec.dimension, mask=missing)]
+
+
+def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    weights = mask.unsqueeze(-1).float()
+    return (states.float() * weights).sum(dim=1) / weights.sum(dim=1).clamp(min=1)
+
+
+def _cls(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    return states[:, 0].float()
+
+
+def _last(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
+    last = mask.sum(dim=1).long() - 1
+    index = last.view(-1, 1, 1).expand(-1, 1, states.shape[-1])
+    return states.gather(1, index).squeeze(1).float()
+
+
+#: states [b, t, h], mask [b, t] → float32 [b, h]
+POOLINGS = {"mean": _mean, "cls": _cls, "last": _last}

@@ -1,0 +1,414 @@
+"""Text to token ids: flat arrays, truncated at the model's limit, never padded."""
+
+from __future__ import annotations
+
+import json
+import re
+import string
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import chain
+from typing import TYPE_CHECKING, Any, Protocol
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.core import Int32Array, Int64Array, Requests
+from batchinfer.errors import UsageError
+
+if TYPE_CHECKING:
+    from tokenizers import Encoding, Tokenizer
+
+#: A cut text must give this many tokens more than the model takes. The proof below needs none; the
+#: margin guards against what it does not foresee.
+CUT_MARGIN = 64
+
+#: First guess of the characters of a token; English has 4 to 5, so one prefix nearly always does.
+_CHARACTERS_PER_TOKEN = 8
+
+
+@dataclass(frozen=True, slots=True)
+class Tokens:
+    """n encoded texts: `offsets` int64[n + 1], `fields` int32[offsets[n]], `truncated` bool[n].
+
+    `errors`: which of the texts could not be encoded, and why; they own no tokens.
+    """
+
+    offsets: Int64Array
+    fields: Mapping[str, Int32Array]
+    truncated: npt.NDArray[np.bool_]
+    errors: Mapping[int, str]
+
+
+class Encoder(Protocol):
+    """Encodes texts. Encoders are sent to loader processes: they pickle small, and load there."""
+
+    def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
+        """Encode large_string arrays without nulls; `pairs` is as long as `texts`."""
+        ...
+
+
+@dataclass(frozen=True)
+class TextEncoder:
+    """A model's tokenizer, from the text of its tokenizer.json; loaded where it is first used.
+
+    It imports `tokenizers` alone: neither transformers nor torch. Truncation and padding that the
+    JSON carries are switched off (MiniLM's cuts at 128 tokens and pads to 128); texts are cut at
+    `max_length` tokens, special tokens counted and kept, on `truncation_side` (left, right).
+    `input_ids` always come; `token_type_ids` where the model takes them and they are not all zero.
+
+    Long texts
+        The tokenizer cuts last: 650,000 characters cost seconds for 512 kept tokens. So a text much
+        longer than the limit is cut first, at the space of "…c d…" with c and d ASCII letters or
+        digits, and the kept tokens are the same. Let P be what stands before the space. Then:
+
+        1. Added tokens ("[SEP]") are found from left to right, and none has the space inside it
+           (that is checked), so those within P are found alike; whether one stands alone as a word
+           is decided by its neighbours, and P's end and a space count the same.
+        2. The normalizers allowed here change each character, or each run of characters up to the
+           next one that starts a new grapheme, by itself; a space between ASCII letters or digits
+           starts one, and does so again after it. So normalized(P…) begins with normalized(P).
+        3. The pre-tokenizers allowed here never put a letter or digit and the space behind it into
+           one piece, and look ahead no further than the next character, and that only behind
+           white space. So the pieces of P… begin with the pieces of P.
+        4. The model sees one piece at a time, the template adds special tokens at the ends. So the
+           tokens of P… begin with the tokens of P; where P alone gives more than `max_length`,
+           cutting both on the right keeps the same ones, and both are truncated.
+
+        Where P gives fewer than `max_length` + 64, a P twice as long is tried, up to the whole
+        text. Tokenizers for which this does not hold (no pre-tokenizer, as in Llama 2 and Gemma,
+        where a merge may reach across spaces), pairs, and left truncation see the whole text.
+    """
+
+    tokenizer_json: str
+    max_length: int
+    truncation_side: str = "right"
+    takes_type_ids: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # Without the loaded tokenizer, which is larger than the text and slower to send.
+        fields = (self.tokenizer_json, self.max_length, self.truncation_side, self.takes_type_ids)
+        return TextEncoder, fields
+
+    def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
+        """Encode large_string arrays without nulls; `pairs` is as long as `texts`.
+
+        Raises UsageError where `max_length` leaves no room beside the special tokens.
+        """
+        specials = self._num_specials[pairs is not None]
+        if self.max_length <= specials:
+            raise UsageError(
+                f"--max-length {self.max_length} leaves no room for text:"
+                f" {specials} tokens are special; give {specials + 1} or more"
+            )
+        errors: dict[int, str] = {}
+        inputs: list[Any] = _strings(texts, errors)
+        if pairs is not None:
+            inputs = list(zip(inputs, _strings(pairs, errors), strict=True))
+            encodings = self._encode_whole(inputs, errors)
+        elif _longest(texts) > self._prefix_length and self._cuts_long_texts:
+            encodings = self._encode_prefixes(inputs, errors)
+        else:
+            encodings = self._encode_whole(inputs, errors)
+
+        good = [encoding for encoding in encodings if encoding is not None]
+        lengths = np.fromiter(
+            (len(e) if e is not None else 0 for e in encodings), np.int64, len(encodings)
+        )
+        offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        total = int(offsets[-1])
+        fields = {
+            "input_ids": np.fromiter(chain.from_iterable(e.ids for e in good), np.int32, total)
+        }
+        if self.takes_type_ids and (pairs is not None or self._has_type_ids):
+            ids = chain.from_iterable(e.type_ids for e in good)
+            fields["token_type_ids"] = np.fromiter(ids, np.int32, total)
+        truncated = (e is not None and bool(e.overflowing) for e in encodings)
+        return Tokens(offsets, fields, np.fromiter(truncated, np.bool_, len(encodings)), errors)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        tokenizer = Tokenizer.from_str(self.tokenizer_json)
+        tokenizer.no_padding()
+        tokenizer.enable_truncation(self.max_length, direction=self.truncation_side)
+        return tokenizer
+
+    @cached_property
+    def _num_specials(self) -> tuple[int, int]:
+        """Special tokens added to a single text, and to a pair."""
+        count = self._tokenizer.num_special_tokens_to_add
+        return count(False), count(True)
+
+    @cached_property
+    def _has_type_ids(self) -> bool:
+        """Whether single texts too have type ids other than zero (XLNet's do)."""
+        return any(any(e.type_ids) for e in self._tokenizer.encode_batch_fast(["a"]))
+
+    @cached_property
+    def _cuts_long_texts(self) -> bool:
+        if self.truncation_side != "right" or not splits_at_spaces(json.loads(self.tokenizer_json)):
+            return False
+        # A Precompiled normalizer is a table of its own: see that ASCII stays as it is.
+        normalizer, letters = (
+            self._tokenizer.normalizer,
+            " ".join(string.ascii_letters + string.digits),
+        )
+        return normalizer is None or normalizer.normalize_str(letters).lower() == letters.lower()
+
+    @property
+    def _prefix_length(self) -> int:
+        return _CHARACTERS_PER_TOKEN * (self.max_length + CUT_MARGIN)
+
+    def _encode_prefixes(
+        self, texts: Sequence[str], errors: dict[int, str]
+    ) -> list[Encoding | None]:
+        """Encode so much of each text as fills the model, by the proof above."""
+        inputs, tries = list(texts), self._prefix_length
+        pending = list(range(len(texts)))
+        encodings: list[Encoding | None] = [None] * len(texts)
+        while pending:
+            cut = []
+            for i in pending:
+                inputs[i] = _prefix(texts[i], tries)
+                if len(inputs[i]) < len(texts[i]):
+                    cut.append(i)
+            fresh: dict[int, str] = {}
+            for i, encoding in zip(
+                pending, self._encode_whole([inputs[i] for i in pending], fresh), strict=True
+            ):
+                encodings[i] = encoding
+            errors.update({pending[i]: why for i, why in fresh.items()})
+            pending = [i for i in cut if not self._is_enough(encodings[i])]
+            tries *= 2
+        return encodings
+
+    def _is_enough(self, encoding: Encoding | None) -> bool:
+        """Whether a prefix gave so many tokens that the rest of the text cannot matter."""
+        if encoding is None:  # the prefix cannot be encoded, hence neither can the text
+            return True
+        cut = sum(len(part) - self._num_specials[False] for part in encoding.overflowing)
+        return len(encoding) + cut >= self.max_length + CUT_MARGIN
+
+    def _encode_whole(self, inputs: Sequence[Any], errors: dict[int, str]) -> list[Encoding | None]:
+        """Encode all at once; where that raises, one by one, so that only the culprits fail."""
+        try:
+            return list(self._tokenizer.encode_batch_fast(inputs))
+        except BaseException as error:
+            if not _is_tokenizer_failure(error):
+                raise
+        encodings: list[Encoding | None] = []
+        for i, text in enumerate(inputs):
+            encoding = None
+            if i not in errors:
+                try:
+                    encoding = self._tokenizer.encode_batch_fast([text])[0]
+                except BaseException as error:
+                    if not _is_tokenizer_failure(error):
+                        raise
+                    errors[i] = "the tokenizer failed: " + " ".join(str(error).split())[:300]
+            encodings.append(encoding)
+        return encodings
+
+
+def splits_at_spaces(document: Mapping[str, Any]) -> bool:
+    """Whether a tokenizer.json allows a long text to be cut at a space; see `TextEncoder`.
+
+    What is not known to allow it does not.
+    """
+    normalizer = document.get("normalizer")
+    return (
+        not document["model"].get("dropout")
+        and all(_hides_no_space(token, normalizer) for token in document.get("added_tokens") or ())
+        and _normalizes_locally(normalizer)
+        and _cuts_before_space(document.get("pre_tokenizer"))
+    )
+
+
+# The regular expressions of GPT-2, of Llama 3, of Qwen 2 and 3.5, and of gpt-oss. Of each: no
+# alternative takes white space after a letter or digit, and the one lookahead is `\s+(?!\S)`.
+_ENDINGS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
+_SPACES = r"|\s*[\r\n]+|\s+(?!\S)|\s+"
+_WORD_PATTERNS = frozenset(
+    {
+        r"'s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+",
+        _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES,
+        _ENDINGS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*" + _SPACES,
+        _ENDINGS
+        + r"|[^\r\n\p{L}\p{N}]?[\p{L}\p{M}]+|\p{N}| ?[^\s\p{L}\p{M}\p{N}]+[\r\n]*"
+        + _SPACES,
+        r"[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]*[\p{Ll}\p{Lm}\p{Lo}\p{M}]+"
+        + _ENDINGS
+        + r"?|[^\r\n\p{L}\p{N}]?[\p{Lu}\p{Lt}\p{Lm}\p{Lo}\p{M}]+[\p{Ll}\p{Lm}\p{Lo}\p{M}]*"
+        + _ENDINGS
+        + r"?|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n/]*"
+        + _SPACES,
+    }
+)
+# What XLM-R, ALBERT and T5 replace by one space or "▁": a lone space between letters stays a space.
+_SPACE_PATTERNS = frozenset({" {2,}", r"\s{2,}|[\n\r\t]", r"[\n\r\t]", r"\n"})
+_DIGIT_PATTERNS = frozenset({r"\p{N}", r"\p{N}{1,3}"})
+_LOCAL_NORMALIZERS = frozenset(
+    {
+        "BertNormalizer",
+        "NFC",
+        "NFD",
+        "NFKC",
+        "NFKD",
+        "Lowercase",
+        "StripAccents",
+        "Strip",
+        "Nmt",
+        "Precompiled",
+    }
+)
+
+
+def _hides_no_space(token: Mapping[str, Any], normalizer: Mapping[str, Any] | None) -> bool:
+    """Whether an added token cannot reach over the space at which a text is cut.
+
+    That space has no other beside it, so runs of spaces (CodeGen, ModernBERT) are harmless unless
+    they are compared in a normalized form that shortens them.
+    """
+    content = str(token["content"])
+    as_written = not token["normalized"] or normalizer is None or normalizer["type"] == "NFC"
+    return not re.search(r"\s", content) or (content.isspace() and len(content) > 1 and as_written)
+
+
+def _normalizes_locally(normalizer: Mapping[str, Any] | None) -> bool:
+    if normalizer is None:
+        return True
+    if normalizer["type"] == "Sequence":
+        return all(map(_normalizes_locally, normalizer["normalizers"]))
+    if normalizer["type"] == "Replace":
+        pattern = normalizer["pattern"]
+        if "Regex" in pattern:
+            known = pattern["Regex"] in _SPACE_PATTERNS
+            return known and normalizer["content"] in (" ", "▁")
+        return not re.search(r"[\sA-Za-z0-9]", pattern["String"])
+    return normalizer["type"] in _LOCAL_NORMALIZERS
+
+
+def _cuts_before_space(pre_tokenizer: Mapping[str, Any] | None) -> bool:
+    if pre_tokenizer is None:
+        return False
+    kind = pre_tokenizer["type"]
+    if kind == "Sequence":
+        # Once the space is a border, whatever comes later sees one piece at a time.
+        for member in pre_tokenizer["pretokenizers"]:
+            if _cuts_before_space(member):
+                return True
+            if not _cuts_by_class(member):
+                return False
+        return False
+    if kind == "ByteLevel":
+        return bool(pre_tokenizer.get("use_regex", True))
+    if kind == "Metaspace":
+        return bool(pre_tokenizer.get("split", True))
+    if kind == "Split":
+        return _splits_by(_WORD_PATTERNS, pre_tokenizer)
+    return kind in ("BertPreTokenizer", "Whitespace", "WhitespaceSplit")
+
+
+def _cuts_by_class(pre_tokenizer: Mapping[str, Any]) -> bool:
+    """Whether it only cuts around digits or punctuation, of which a space is neither."""
+    if pre_tokenizer["type"] == "Split":
+        return _splits_by(_DIGIT_PATTERNS, pre_tokenizer)
+    isolates = bool(pre_tokenizer.get("behavior", "Isolated") == "Isolated")
+    return pre_tokenizer["type"] == "Digits" or (
+        pre_tokenizer["type"] == "Punctuation" and isolates
+    )
+
+
+def _splits_by(patterns: frozenset[str], split: Mapping[str, Any]) -> bool:
+    """Whether each match of one of these patterns becomes a piece of its own."""
+    behavior = (split["behavior"], bool(split["invert"]))
+    known = bool(split["pattern"].get("Regex") in patterns)
+    return known and behavior in (("Isolated", False), ("Removed", True))
+
+
+def _prefix(text: str, stop: int) -> str:
+    """Cut before the last space between ASCII letters or digits within `stop` characters."""
+    if len(text) <= stop + 1:
+        return text
+    while (space := text.rfind(" ", 1, stop)) > 0:
+        before, after = text[space - 1], text[space + 1]
+        if before.isascii() and before.isalnum() and after.isascii() and after.isalnum():
+            return text[:space]
+        stop = space
+    return ""
+
+
+def _longest(texts: pa.Array[Any]) -> int:
+    """Bytes of the longest text."""
+    compute: Any = pc
+    return int(compute.max(compute.binary_length(texts)).as_py() or 0)
+
+
+def _strings(texts: pa.Array[Any], errors: dict[int, str]) -> list[str]:
+    """The texts as Python strings; "" for one that is no UTF-8, with its error."""
+    try:
+        whole: list[Any] = texts.to_pylist()
+        return whole
+    except UnicodeDecodeError:  # Parquet files are not checked when they are read
+        strings: list[str] = []
+    raws: list[Any] = texts.cast(pa.large_binary()).to_pylist()
+    for i, raw in enumerate(raws):
+        try:
+            strings.append(raw.decode())
+        except UnicodeDecodeError as error:
+            strings.append("")
+            errors[i] = f"the text is not valid UTF-8: {error.reason} at byte {error.start}"
+    return strings
+
+
+def _is_tokenizer_failure(error: BaseException) -> bool:
+    # A panic of the Rust code derives from BaseException, by a class that cannot be imported.
+    return isinstance(error, Exception) or type(error).__name__ == "PanicException"
+
+
+def encode_texts(
+    encoder: Encoder,
+    texts: pa.ChunkedArray[Any],
+    pairs: pa.ChunkedArray[Any] | None,
+    *,
+    errors: Mapping[int, str],
+    prompt: str = "",
+) -> Requests:
+    """Encode the rows without an error into requests, one a row; `prompt` precedes each text."""
+    good = np.ones(len(texts), dtype=np.bool_)
+    if errors:
+        good[np.fromiter(errors, dtype=np.int64)] = False
+    row = np.flatnonzero(good).astype(np.int32)
+    chosen = _choose(texts, good)
+    if prompt:
+        join: Any = pc.binary_join_element_wise  # its stubs know no mixture of scalars and arrays
+        chosen = join(pa.scalar(prompt, pa.large_string()), chosen, "")
+    tokens = encoder.encode(chosen, _choose(pairs, good) if pairs is not None else None)
+    cost = np.diff(tokens.offsets).astype(np.int32)
+    failed = {int(row[i]): why for i, why in tokens.errors.items()}
+    for i in np.flatnonzero(cost == 0):
+        failed.setdefault(
+            int(row[i]), "no tokens: the model's tokenizer makes nothing of this text"
+        )
+    answerable = cost > 0  # what owns no token needs no room in the flat arrays either
+    ends = np.cumsum(cost[answerable], dtype=np.int64)
+    return Requests(
+        row=row[answerable],
+        cost=cost[answerable],
+        truncated=tokens.truncated[answerable],
+        offsets=np.concatenate([np.zeros(1, np.int64), ends]),
+        fields=tokens.fields,
+        errors=failed,
+    )
+
+
+def _choose(texts: pa.ChunkedArray[Any], good: npt.NDArray[np.bool_]) -> pa.Array[Any]:
+    """The texts of the good rows as one string array."""
+    if not good.all():
+        texts = texts.filter(pa.array(good))
+    return texts.cast(pa.large_string()).combine_chunks()

@@ -1,0 +1,118 @@
+"""Files that are there whole or not at all, also after a power cut.
+
+    write a temporary file, check its length, fsync it
+    link it under its final name      create if absent: of several writers one wins
+    fsync the directory               the name itself is durable
+    unlink the temporary file
+
+A rename would replace what another writer committed, and an exclusive create of the final name would
+show readers a half-written file. After a failed fsync the kernel may have dropped the pages: nothing
+is retried on that descriptor, the error goes up and the work is done again at resume.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from pathlib import Path
+
+from batchinfer.errors import StorageError
+
+
+def make_directory(path: Path) -> None:
+    """Create a directory and those above it; each name is durable."""
+    if path.is_dir():
+        return
+    make_directory(path.parent)
+    try:
+        os.mkdir(path)
+    except FileExistsError:
+        if not path.is_dir():
+            raise
+    sync_directory(path.parent)
+
+
+def sync_directory(path: Path) -> None:
+    """Make the names in a directory durable."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def write_durably(path: Path, content: bytes | memoryview) -> None:
+    """Write a file and make its content, not yet its name, durable."""
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o666)
+    try:
+        rest = memoryview(content)
+        while rest:
+            rest = rest[os.write(descriptor, rest) :]
+        if os.fstat(descriptor).st_size != len(content):
+            raise StorageError(f"{path}: the file system kept fewer bytes than were written")
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def publish(temporary: Path, final: Path, content: bytes | memoryview) -> bool:
+    """Create `final` with this content unless it exists; return whether this call created it.
+
+    Raises StorageError where the file system can neither link nor rename without replacing.
+    """
+    write_durably(temporary, content)
+    try:
+        _link(temporary, final)
+        created = True
+    except FileExistsError:
+        created = False
+    sync_directory(final.parent)
+    temporary.unlink(missing_ok=True)
+    return created
+
+
+def replace(temporary: Path, final: Path, content: bytes | memoryview) -> None:
+    """Put `final` in place, over whatever was there; only for the holder of the exclusive lock."""
+    write_durably(temporary, content)
+    os.replace(temporary, final)
+    sync_directory(final.parent)
+
+
+_NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+
+
+def _link(temporary: Path, final: Path) -> None:
+    try:
+        os.link(temporary, final)
+    except FileExistsError:
+        raise
+    except OSError as error:
+        if error.errno not in _NO_LINKS:
+            raise
+        _rename_without_replacing(temporary, final)
+
+
+def _rename_without_replacing(temporary: Path, final: Path) -> None:
+    """Linux renameat2 with RENAME_NOREPLACE, for file systems without hard links (FAT, some FUSE)."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    at_working_directory, no_replace = -100, 1
+    if not hasattr(libc, "renameat2"):
+        raise StorageError(_UNSUITABLE.format(folder=final.parent))
+    if libc.renameat2(
+        at_working_directory,
+        os.fsencode(temporary),
+        at_working_directory,
+        os.fsencode(final),
+        no_replace,
+    ):
+        code = ctypes.get_errno()
+        if code == errno.EEXIST:
+            raise FileExistsError(code, os.strerror(code), str(final))
+        raise StorageError(_UNSUITABLE.format(folder=final.parent))
+
+
+_UNSUITABLE = (
+    "{folder}: this file system can neither link nor rename without replacing, so shards cannot be "
+    "committed safely; use ext4, XFS, Btrfs, ZFS, APFS, NFS or Lustre"
+)

@@ -1,0 +1,298 @@
+"""The run folder: its lock, its plan, and which chunks have a shard.
+
+    OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
+    OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
+                      report.json
+
+The state of a job is the listing of data/ and the footers of its shards. Everything else may be
+deleted, but for plan.json.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import re
+import secrets
+import socket
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+from batchinfer.core import (
+    BatchBudget,
+    ChunkId,
+    Segment,
+    Shard,
+    Span,
+    parse_shard_name,
+    pending_spans,
+)
+from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.plan import Plan, first_difference
+from batchinfer.writers.durable import make_directory, publish, replace, sync_directory
+from batchinfer.writers.footer import FooterError, read_footer
+
+SUCCESS = "_SUCCESS"
+
+
+class RunFolder:
+    """A run folder held under its exclusive lock; use it as a context manager.
+
+    Raises Interrupted (75) where another live process holds the lock.
+    """
+
+    def __init__(self, path: str | os.PathLike[str]) -> None:
+        self.path = Path(path)
+        self.data = self.path / "data"
+        self.state = self.path / "_batchinfer"
+        self.temporary = self.state / "tmp"
+        self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        self._lock: int | None = None
+
+    # -- opening ---------------------------------------------------------------------------------
+
+    def __enter__(self) -> RunFolder:
+        for directory in (self.path, self.state, self.data, self.temporary):
+            make_directory(directory)
+        self._acquire()
+        self._clean_temporary()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        with suppress(OSError):
+            (self.state / "holder.json").unlink(missing_ok=True)
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    def _acquire(self) -> None:
+        # lockf, not flock: an flock stays held by a forked child after its parent was killed. Nothing
+        # else in the process may open this file: closing any descriptor of it would drop the lock.
+        self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+        try:
+            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(self._lock)
+            self._lock = None
+            raise Interrupted(
+                f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
+                f"wait for it, or watch it with `batchinfer status {self.path}`"
+            ) from None
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": self.run_id}
+        replace(self.temporary / "holder", self.state / "holder.json", json.dumps(holder).encode())
+
+    def _clean_temporary(self) -> None:
+        """Remove what killed runs left behind; the lock says that none of them is alive."""
+        for leftover in self.temporary.iterdir():
+            leftover.unlink()
+
+    # -- the plan --------------------------------------------------------------------------------
+
+    @property
+    def plan_path(self) -> Path:
+        return self.state / "plan.json"
+
+    def adopt(self, plan: Plan) -> bool:
+        """Make this the folder's job and return True; False: it is its job already.
+
+        Raises JobMismatchError naming the first difference where the folder has another job.
+        """
+        created = publish(self.temporary / "plan", self.plan_path, plan.to_json())
+        if created:
+            return True
+        planned = load_plan(self.path)
+        assert planned is not None
+        if difference := first_difference(planned, plan):
+            raise JobMismatchError(
+                f"{self.path}: holds another job: {difference}; give another --output, or --overwrite "
+                "to replace it"
+            )
+        return False
+
+    def overwrite(self, plan: Plan) -> None:
+        """Remove the folder's shards and give it this job.
+
+        Shards go before the plan: killed in between, the folder is the old job, unfinished.
+        """
+        self._retract_success()
+        for name in os.listdir(self.data):
+            if parse_shard_name(name):
+                (self.data / name).unlink()
+            else:
+                self._refuse_stranger(name)
+        sync_directory(self.data)
+        for budget in self.state.glob("budget-*.json"):
+            budget.unlink()
+        sync_directory(self.state)
+        replace(self.temporary / "plan", self.plan_path, plan.to_json())
+
+    # -- shards ----------------------------------------------------------------------------------
+
+    def shards(self, plan: Plan) -> dict[ChunkId, Shard]:
+        """Return the committed shards by chunk, reading every footer.
+
+        A shard that cannot be read moves to quarantine/ and counts as missing. Raises
+        JobMismatchError for a shard of another job or a file that is no shard: never guess.
+        """
+        shards: dict[ChunkId, Shard] = {}
+        damaged: list[str] = []
+        for name in sorted(os.listdir(self.data)):
+            chunk = parse_shard_name(name)
+            if chunk is None:
+                self._refuse_stranger(name)
+                continue
+            try:
+                shard, plan_id = read_footer(self.data / name)
+            except FooterError:
+                damaged.append(name)
+                continue
+            if plan_id != plan.id or shard.id != chunk:
+                raise JobMismatchError(
+                    f"{self.data / name}: belongs to another job; move it away, or start anew with "
+                    "another --output"
+                )
+            shards[chunk] = shard
+        if damaged:
+            self._quarantine(damaged)
+        return shards
+
+    def pending(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> list[Span]:
+        """The chunks that have no shard yet."""
+        return list(pending_spans(plan.segments, shards))
+
+    def commit(self, chunk: str, content: memoryview) -> bool:
+        """Publish a shard under its final name; False: the same chunk was committed already."""
+        return publish(
+            self.temporary / f"{chunk}.{self.run_id}.inprogress", self.data / chunk, content
+        )
+
+    def _quarantine(self, names: list[str]) -> None:
+        self._retract_success()
+        quarantine = self.state / "quarantine"
+        make_directory(quarantine)
+        for name in names:
+            os.replace(self.data / name, quarantine / f"{name}.{self.run_id}")
+        sync_directory(quarantine)
+        sync_directory(self.data)
+
+    def _refuse_stranger(self, name: str) -> None:
+        """Only shards and _SUCCESS live in data/; hidden files are the file system's own."""
+        if name != SUCCESS and not name.startswith("."):
+            raise JobMismatchError(
+                f"{self.data / name}: not written by batchinfer; move it out of the run folder"
+            )
+
+    # -- the end ---------------------------------------------------------------------------------
+
+    @property
+    def is_finished(self) -> bool:
+        return (self.data / SUCCESS).exists()
+
+    def finish(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> None:
+        """Write _SUCCESS, once every chunk of every segment is in the listing of data/."""
+        if self.is_finished:
+            return
+        if spans := self.pending(plan, shards):
+            raise StorageError(
+                f"{self.path}: chunk {spans[0].first} of segment {spans[0].segment.index} has no shard"
+            )
+        names = set(os.listdir(self.data))
+        for shard in shards.values():
+            if os.path.basename(shard.path) not in names:
+                raise StorageError(f"{shard.path}: vanished under way; run `batchinfer resume`")
+        publish(self.temporary / "success", self.data / SUCCESS, b"")
+
+    def _retract_success(self) -> None:
+        """Take _SUCCESS back, durably, before anything that it vouches for changes."""
+        (self.data / SUCCESS).unlink(missing_ok=True)
+        sync_directory(self.data)
+
+    def write_report(self, report: Mapping[str, Any]) -> None:
+        """Replace report.json."""
+        content = json.dumps(report, indent=1).encode()
+        replace(self.temporary / "report", self.state / "report.json", content)
+
+    # -- the budget ------------------------------------------------------------------------------
+
+    def freeze_budget(self, device_kind: str, budget: BatchBudget) -> BatchBudget:
+        """The batch budget of this kind of device: the first one that was frozen stays.
+
+        A resume that batches as the first run did writes the same bytes.
+        """
+        slug = re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
+        path = self.state / f"budget-{slug}.json"
+        content = {
+            "max_batch_tokens": budget.max_batch_tokens,
+            "max_batch_rows": budget.max_batch_rows,
+        }
+        publish(self.temporary / "budget", path, json.dumps(content).encode())
+        return BatchBudget(**json.loads(path.read_bytes()))
+
+
+def load_plan(path: str | os.PathLike[str]) -> Plan | None:
+    """The plan of a run folder, or None where there is none."""
+    plan_path = Path(path) / "_batchinfer" / "plan.json"
+    try:
+        content = plan_path.read_bytes()
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+    return Plan.from_json(content, str(plan_path))
+
+
+def require_plan(path: str | os.PathLike[str]) -> Plan:
+    """The plan of a run folder. Raises UsageError where the folder is none."""
+    plan = load_plan(path)
+    if plan is None:
+        raise UsageError(
+            f"{path}: not a run folder of batchinfer (it has no _batchinfer/plan.json)"
+        )
+    return plan
+
+
+def list_shards(path: str | os.PathLike[str]) -> Iterator[Shard]:
+    """The committed shards, read without the lock; damaged ones are left out."""
+    data = Path(path) / "data"
+    for name in sorted(os.listdir(data)):
+        if parse_shard_name(name):
+            with suppress(FooterError):
+                yield read_footer(data / name)[0]
+
+
+def is_locked(path: str | os.PathLike[str]) -> bool:
+    """Whether a live process holds the run folder; asks without taking the lock."""
+    try:
+        descriptor = os.open(Path(path) / "_batchinfer" / "lock", os.O_RDWR)
+    except OSError:
+        return False
+    try:
+        os.lockf(descriptor, os.F_TEST, 0)
+    except OSError:
+        return True
+    finally:
+        os.close(descriptor)
+    return False
+
+
+def describe_holder(path: str | os.PathLike[str]) -> str:
+    """Who holds a run folder, as it said itself."""
+    try:
+        holder = json.loads((Path(path) / "_batchinfer" / "holder.json").read_bytes())
+        return f"pid {holder['pid']} on {holder['host']}"
+    except (OSError, ValueError, KeyError):
+        return "its holder did not say who it is"
+
+
+def describe_segment(segment: Segment) -> str:
+    """A segment as people see it."""
+    first = segment.files[0].source
+    return first if len(segment.files) == 1 else f"{first} and {len(segment.files) - 1} more"

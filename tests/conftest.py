@@ -1,0 +1,45 @@
+"""What all tests share."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+Cli = Callable[..., subprocess.CompletedProcess[str]]
+
+
+@pytest.fixture
+def cli(tmp_path: Path) -> Cli:
+    """Run the command line in a process of its own, in tmp_path."""
+
+    def call(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
+        return subprocess.run(
+            [sys.executable, "-m", "batchinfer", *arguments],
+            cwd=tmp_path,
+            env={**os.environ, **environ},
+            capture_output=True,
+            text=True,
+            timeout=120,
+        )
+
+    return call
+
+
+def read_output(output: Path) -> pa.Table:
+    """All rows of a run folder, shards in the order of their names."""
+    shards = sorted((output / "data").glob("*.parquet"))
+    return pa.concat_tables([pq.read_table(path) for path in shards])
+
+
+def shard_bytes(output: Path) -> dict[str, bytes]:
+    """The content of data/ by file name."""
+    return {path.name: path.read_bytes() for path in (output / "data").iterdir()}
