@@ -22,14 +22,14 @@ if TYPE_CHECKING:
     from batchinfer.api import infer
     from batchinfer.config import RunConfig
     from batchinfer.reporting.report import RunReport
-    from batchinfer.run import resume, run
+    from batchinfer.runner import resume, run
 
 _HOMES = {
     "RunConfig": "batchinfer.config",
     "RunReport": "batchinfer.reporting.report",
     "infer": "batchinfer.api",
-    "resume": "batchinfer.run",
-    "run": "batchinfer.run",
+    "resume": "batchinfer.runner",
+    "run": "batchinfer.runner",
 }
 
 

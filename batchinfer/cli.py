@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import typer
 
 from batchinfer import __version__
-from batchinfer.config import RunConfig, did_you_mean, flag_name, knob_of
+from batchinfer.config import RunConfig, flag_name, knob_of
 from batchinfer.errors import BatchInferError
 from batchinfer.lean import spare_pandas
 
@@ -69,10 +69,10 @@ def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable
             flags = {n: values.pop(n) for n in names}
             command(**values, flags={n: v for n, v in flags.items() if v is not None and v != []})
 
+        parameters = [*arguments, *(_option(name) for name in names), *options]
         call.__name__, call.__doc__ = command.__name__, command.__doc__
-        call.__signature__ = inspect.Signature(  # type: ignore[attr-defined]
-            [*arguments, *(_option(name) for name in names), *options]
-        )
+        call.__annotations__ = {p.name: p.annotation for p in parameters}
+        vars(call)["__signature__"] = inspect.Signature(parameters)
         call.__annotations__ = {
             p.name: p.annotation for p in call.__signature__.parameters.values()
         }  # type: ignore[attr-defined]
@@ -93,7 +93,7 @@ def _option(name: str) -> inspect.Parameter:
         declarations = [f"{flag}/--no-{flag[2:]}"] if field.default else [flag]
     elif any(typing.get_origin(part) in (tuple, dict) for part in parts):
         annotation = list[str] | None
-        metavar = "NAME=TYPE" if dict in map(typing.get_origin, parts) else "NAME"
+        metavar = "NAME=TYPE" if dict in [typing.get_origin(part) for part in parts] else "NAME"
     elif typing.get_origin(field.annotation) is Literal:
         metavar = "|".join(typing.get_args(field.annotation))
     if knob["flag"] and not knob["flag"].startswith("--"):
@@ -151,8 +151,8 @@ def run_command(
 ) -> None:
     """Answer every row of the inputs, and write sharded Parquet."""
     job = RunConfig.load({**flags, **({"inputs": tuple(inputs)} if inputs else {})}, config)
-    with _conduct(quiet, verbose, no_progress) as (progress, stop):
-        from batchinfer.run import run
+    with _Conduct(quiet, verbose, no_progress) as (progress, stop):
+        from batchinfer.runner import run
 
         report = run(job, resume=resume, overwrite=overwrite, progress=progress, stop=stop)
     _finish(report, as_json=json, quiet=quiet)
@@ -171,8 +171,8 @@ def resume_command(
 ) -> None:
     """Go on after any failure; the run folder knows its job."""
     RunConfig.load(flags, environ={})  # a wrong flag is told before anything is opened
-    with _conduct(quiet, verbose, no_progress) as (progress, stop):
-        from batchinfer.run import resume
+    with _Conduct(quiet, verbose, no_progress) as (progress, stop):
+        from batchinfer.runner import resume
 
         report = resume(output, progress=progress, stop=stop, **flags)
     _finish(report, as_json=json, quiet=quiet)
@@ -187,7 +187,7 @@ def status_command(output: Output, *, json: Json = False) -> None:
     _print(_to_json(status.to_dict()) if json else status.to_text())
 
 
-class _conduct:
+class _Conduct:
     """Signals, logging and progress around a run."""
 
     def __init__(self, quiet: bool, verbose: bool, no_progress: bool) -> None:

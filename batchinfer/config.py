@@ -32,7 +32,7 @@ def knob(
 
     `free` knobs say how a job is run, not what it answers: they may change at `resume`.
     """
-    extra = {"panel": panel, "flag": flag, "free": free}
+    extra: dict[str, Any] = {"panel": panel, "flag": flag, "free": free}
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 

@@ -44,7 +44,7 @@ class SpanDataset(IterableDataset[LoadedChunk | BatchInferError]):
 
     def _take(self) -> int:
         with self.taken.get_lock():
-            index = self.taken.value
+            index = int(self.taken.value)
             self.taken.value += 1
         return index
 

@@ -131,7 +131,7 @@ class Plan:
             Segment(s["index"], tuple(InputFile(**f) for f in s["files"]), s["max_rows"])
             for s in document["segments"]
         )
-        model = {k: tuple(v) if isinstance(v, list) else v for k, v in document["model"].items()}
+        model = {**document["model"], "labels": tuple(document["model"]["labels"])}
         return cls(
             config=RunConfig.model_validate(document["config"]),
             model=ModelSpec(**model),

@@ -9,6 +9,7 @@ import dataclasses
 import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -74,7 +75,8 @@ def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Pa
     segments = group_segments(files)
     num_rows = summary.num_rows_estimate
     if config.limit is not None:
-        segments = _limit(segments, config.limit, options)
+        counting = dataclasses.replace(options, schema=pa.schema([found.field(texts[0])]))
+        segments = _limit(segments, config.limit, counting)
         num_rows = min(num_rows, config.limit)
     plan = Plan(
         config=config,
@@ -141,6 +143,8 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
     """Take every `auto` that was resolved before; what is left open is resolved while planning."""
     if not config.inputs:
         raise UsageError("no input: name files, globs or folders")
+    if not config.output:
+        raise UsageError("no run folder: name one with --output")
     if previous is not None:
         then = previous.config
         update = {
@@ -201,7 +205,7 @@ def _kept_columns(config: RunConfig, found: pa.Schema) -> list[str]:
     return [name for name in found.names if name in config.keep]
 
 
-def _output_schema(config: RunConfig, spec: ModelSpec, kept: list[pa.Field]) -> pa.Schema:
+def _output_schema(config: RunConfig, spec: ModelSpec, kept: list[pa.Field[Any]]) -> pa.Schema:
     """The schema of the shards. Raises UsageError where Parquet or a clash of names forbids it."""
     task = create_task(spec, config.text_column, config.text_pair_column)
     added = [field.with_name(config.output_prefix + field.name) for field in task.columns]

@@ -219,7 +219,7 @@ class _Gathering:
         for name, values in answers.values.items():
             self.values[name][batch.indices] = values
             if np.issubdtype(values.dtype, np.floating):
-                finite &= np.isfinite(values).reshape(len(batch), -1).all(axis=1)
+                finite &= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
         for index in batch.indices[~finite]:
             self.errors[int(self.loaded.requests.row[index])] = (
                 "the model's answer is NaN or infinite"

@@ -1358,6 +1358,7 @@ def new_model(vocabulary: int) -> BertForSequenceClassification:
         num_attention_heads=4,
         intermediate_size=256,
         max_position_embeddings=MAX_LENGTH,
+        initializer_range=0.1,
         hidden_dropout_prob=0.05,
         attention_probs_dropout_prob=0.0,
         type_vocab_size=2,
@@ -1376,7 +1377,7 @@ def train(
     report: Callable[[int], None],
 ) -> None:
     """Trains the model in place on freshly composed reviews; no review is used twice."""
-    batch_size, peak_rate, warm_up = 64, 2e-3, max(1, steps // 20)
+    batch_size, peak_rate, warm_up = 64, 1e-3, max(1, steps // 20)
     optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.02, fused=True)
     loss_function = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
     model.train()

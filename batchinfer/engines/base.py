@@ -72,10 +72,10 @@ class Engine(ABC):
             {name: np.zeros((0, *f.shape), dtype=f.dtype) for name, f in self.task.answers.items()}
         )
 
-    def recover(self) -> None:
+    def recover(self) -> None:  # noqa: B027 - most engines have nothing to free
         """Free what a failed batch left behind on the device."""
 
-    def close(self) -> None:
+    def close(self) -> None:  # noqa: B027
         """Give the device back."""
 
 

@@ -8,16 +8,15 @@ nothing else, so that a scrambled or doubled row shows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import Answers, Batch, BatchBudget
-from batchinfer.core import ModelSpec
+from batchinfer.core import Answers, Batch, BatchBudget, ModelSpec
 from batchinfer.engines.base import Engine
-from batchinfer.tasks.base import Task
 from batchinfer.tokenization import Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
@@ -42,11 +41,13 @@ class FakeEncoder:
 
     max_length: int
 
-    def encode(self, texts: pa.Array, pairs: pa.Array | None) -> Tokens:
+    def encode(self, texts: pa.LargeStringArray, pairs: pa.LargeStringArray | None) -> Tokens:
         if pairs is not None:
-            texts = pc.binary_join_element_wise(texts, pairs, "\x1f")
-        offsets = np.frombuffer(texts.buffers()[1], np.int64)[texts.offset :][: len(texts) + 1]
-        data = np.frombuffer(texts.buffers()[2] or b"", np.uint8)
+            joined: Any = pc.binary_join_element_wise(texts, pairs, "\x1f")  # type: ignore[call-overload]
+            texts = joined
+        _, starts, characters = texts.buffers()
+        offsets = np.frombuffer(starts or bytes(8), np.int64)[texts.offset :][: len(texts) + 1]
+        data = np.frombuffer(characters or b"", np.uint8)
         size = np.diff(offsets)
         full = (size + 3) // 4 + 1
         cost = np.minimum(full, self.max_length)

@@ -12,8 +12,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.core import RESCUED, InputFile, Int64Array, Position
+from batchinfer.errors import UsageError
 
 MAX_LINE_BYTES = 64 << 20
+START = Position()
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,9 +47,9 @@ class Rows:
     """Some consecutive rows of one file.
 
     `table` has the planned columns and `_rescued_data`. `errors` says, by row of the table, what is
-    wrong with a record. `digest` is of the bytes (Parquet: of the values) that the rows were read from.
-    `lines` int64[n] is the physical line (0-based) each row starts at; None where a file has no lines
-    and rows are told by their number in the file, of which the first here is `first_row`.
+    wrong with a record. `digest` is of the bytes (Parquet: of the values) the rows were read from.
+    `first_row` is the first one's number in the file. `lines` int64[n]: the physical line (0-based)
+    each row starts at; None where a file has no lines.
     """
 
     table: pa.Table
@@ -57,7 +59,7 @@ class Rows:
     lines: Int64Array | None = None
 
     def place(self, row: int) -> str:
-        """Where a row stands, as a person finds it: "line 17" (from 1), or "row 16" as in `_row`."""
+        """Where to look for a row: "line 17" (counted from 1), or "row 16" (as in `_row`)."""
         if self.lines is None:
             return f"row {self.first_row + row}"
         return f"line {self.lines[row] + 1}"
@@ -95,6 +97,16 @@ class Reader(ABC):
 def shown(path: str) -> str:
     """A path for a one-line message: control characters and undecodable bytes are escaped."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in path)
+
+
+def combined(table: pa.Table) -> pa.Table:
+    """The table with one chunk a column. Raises UsageError where a column is too large for one."""
+    try:
+        return table.combine_chunks()
+    except pa.ArrowInvalid:
+        raise UsageError(
+            f"{table.num_rows} rows hold more than 2 GiB in one column; use a smaller --chunk-rows"
+        ) from None
 
 
 _JSON_NAMES: Mapping[type, str] = {

@@ -1,4 +1,4 @@
-"""Chunks out of files: the readers of a segment one behind the other, cut every `chunk_rows` rows."""
+"""Chunks out of files: the readers of a segment one behind the other, cut by number of rows."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pyarrow as pa
 
 from batchinfer.core import RESCUED, ROW, SOURCE, Chunk, ChunkId, InputFile, Position, Segment, Span
 from batchinfer.errors import JobMismatchError, StorageError
-from batchinfer.readers.base import Reader, ReadOptions, Rows, shown, text_errors
+from batchinfer.readers.base import START, Reader, ReadOptions, Rows, combined, shown, text_errors
 from batchinfer.readers.delimited import CsvReader
 from batchinfer.readers.jsonl import JsonlReader
 from batchinfer.readers.parquet import ParquetReader
@@ -24,13 +24,13 @@ READERS: Mapping[str, Callable[[InputFile, ReadOptions, Position], Reader]] = {
 }
 
 
-def open_reader(file: InputFile, options: ReadOptions, start: Position = Position()) -> Reader:
+def open_reader(file: InputFile, options: ReadOptions, start: Position = START) -> Reader:
     """A reader of one file, from a position in it."""
     return READERS[file.format](file, options, start)
 
 
 def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Iterator[Chunk]:
-    """Yield the chunks of a span; each has `chunk_rows` rows, but the segment's last may have fewer.
+    """Yield the chunks of a span, each of `chunk_rows` rows; the segment's last may have fewer.
 
     An empty segment has one chunk without rows. Raises JobMismatchError where a file is not the one
     that was planned, and StorageError where it cannot be read on.
@@ -130,7 +130,7 @@ def _chunk(
         errors.update({done + row: why for row, why in text_errors(rows, options).items()})
         tables.append(_with_origin(rows.table, file.source, rows.first_row))
         done += rows.table.num_rows
-    table = pa.concat_tables(tables or [_with_origin(_no_rows(options), "", 0)]).combine_chunks()
+    table = combined(pa.concat_tables(tables or [_with_origin(_no_rows(options), "", 0)]))
     return Chunk(chunk_id, table, errors, start, following, ended, digest.hexdigest())
 
 

@@ -1,4 +1,4 @@
-"""Column types: what a type is called, what type values have, and the type that holds two others."""
+"""Column types: their names, the types of values, and the type that holds two others."""
 
 from __future__ import annotations
 
@@ -175,7 +175,7 @@ def finished(kind: pa.DataType) -> pa.DataType:
 
 
 def plain(kind: pa.DataType) -> pa.DataType:
-    """The type that carries the same values without an encoding: no dictionary, view or extension."""
+    """The type of the same values without an encoding: no dictionary, view or extension."""
     nested: Any = kind
     if isinstance(kind, pa.BaseExtensionType):
         return plain(nested.storage_type)

@@ -1,7 +1,7 @@
 """Compressed files as streams of bytes that never end silently.
 
-The file objects of the standard library ignore what follows the last whole stream of a .bz2 or .xz,
-even where that is a second stream with a damaged head; here anything but the proper end is an error.
+The file objects of the standard library ignore what follows the last whole stream of a .bz2 or
+.xz, even where that is a second stream with a damaged head; here that is an error.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Protocol
 
 if sys.version_info >= (3, 14):
@@ -49,10 +50,10 @@ class _Decoder(Protocol):
 
 
 class _Decompressed:
-    """One or several compressed streams in a file, in memory that does not depend on their ratio."""
+    """One or several compressed streams in a file, in memory that their ratio does not change."""
 
     def __init__(self, path: str, new_decoder: Callable[[], _Decoder]) -> None:
-        self._raw = open(path, "rb", buffering=0)
+        self._raw = Path(path).open("rb", buffering=0)  # noqa: SIM115
         self._new_decoder = new_decoder
         self._decoder = new_decoder()
 
@@ -93,7 +94,7 @@ class _Gunzipped:
     """gzip's own file object is strict already; it only has no word for an empty file."""
 
     def __init__(self, path: str) -> None:
-        self._raw = open(path, "rb", buffering=0)
+        self._raw = Path(path).open("rb", buffering=0)  # noqa: SIM115
         self._file = gzip.GzipFile(fileobj=self._raw, mode="rb")
         self._started = False
 
@@ -113,7 +114,7 @@ class _Gunzipped:
 
 
 def _open_plain(path: str) -> ByteStream:
-    return open(path, "rb", buffering=0)
+    return Path(path).open("rb", buffering=0)
 
 
 _OPENERS: Mapping[str, Callable[[str], ByteStream]] = {

@@ -1,7 +1,7 @@
 """JSON and CSV values into typed Arrow columns, without a silent change: what does not fit is told.
 
-`pa.array` takes True for 1.0, 1.0 for 1 and drops the keys a struct does not have. So the Python types
-of a column are looked at first (cheap, as a set), and one value after the other only where that fails.
+`pa.array` takes True for 1.0, 1.0 for 1 and drops the keys a struct does not have. So the Python
+types of a column are looked at first (cheap, as a set), and each value only where that fails.
 """
 
 from __future__ import annotations
@@ -33,23 +33,18 @@ _LONG_NUMBER = re.compile(rb"\d{19}")
 _INTEGER = r"^-?[0-9]+$"
 
 
-def is_suspect(value: Any) -> bool:
-    """Whether a float may be an integer of more than 64 bits that orjson could not say otherwise."""
-    if isinstance(value, float):
-        return abs(value) >= _SUSPECT
-    if isinstance(value, list):
-        return any(map(is_suspect, value))
-    return isinstance(value, dict) and any(map(is_suspect, value.values()))
-
-
 def exact_record(record: dict[str, Any], line: bytes) -> dict[str, Any]:
     """The record with integers beyond 64 bits as they were written (as JSON fragments).
 
-    Raises RecursionError where the standard library cannot parse as deep as orjson can.
+    Where the standard library cannot parse as deep as orjson can, the values are objects that cannot
+    be written as JSON, so that the line itself is kept.
     """
     if not _LONG_NUMBER.search(line):
         return record
-    exact: dict[str, Any] = json.loads(line, parse_int=_integer)
+    try:
+        exact: dict[str, Any] = json.loads(line, parse_int=_integer)
+    except RecursionError:
+        return dict.fromkeys(record, object())
     return exact
 
 

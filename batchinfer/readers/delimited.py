@@ -1,8 +1,8 @@
 """CSV and TSV: the standard library's parser, fed line by line so that every record has its place.
 
-A record with a malformed or unterminated quote costs its first physical line; parsing goes on at the
-next one. That cannot become quadratic: a line that opens a quote without closing it has an odd run of
-quotes, so inside another record's open quote the same line would close it.
+A record with a malformed or unterminated quote costs its first physical line; parsing goes on at
+the next one. That cannot become quadratic: a line that opens a quote without closing it has an odd
+run of quotes, so inside another record's open quote the same line would close it.
 """
 
 from __future__ import annotations
@@ -20,15 +20,15 @@ import pyarrow as pa
 
 from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Position
 from batchinfer.errors import UsageError
-from batchinfer.readers.base import ReadOptions, Rows, shown
+from batchinfer.readers.base import ReadOptions, Rows, combined, shown
 from batchinfer.readers.columns import nulls
 from batchinfer.readers.conversion import text_array
 from batchinfer.readers.text import LineCursor, TextReader, TextStream
 
 #: Lines parsed at once, so that Python strings live for some of a large chunk only.
 _BATCH_LINES = 4096
-#: A record longer than this is looked at as bytes before it is given to the parser, which takes four
-#: to eight times the memory.
+#: A record longer than this is looked at as bytes before it is given to the parser, which takes
+#: four to eight times the memory.
 _LONG_RECORD = 1 << 20
 
 
@@ -53,6 +53,7 @@ class CsvReader(TextReader):
         if start.offset == 0:
             start = Position(start.file, header.end.offset, header.end.line, start.row)
         super().__init__(file, options, start)
+        self._batch_lines = _BATCH_LINES
         known = set(self._schema.names) | set(BOOKKEEPING)
         self._unknown = [name for name in self._names if name not in known]
 
@@ -67,21 +68,24 @@ class CsvReader(TextReader):
         errors: dict[int, str] = {}
         done = 0
         while done < num_rows:
-            block = self._cursor.peek(min(num_rows - done, _BATCH_LINES))
+            block = self._cursor.peek(min(num_rows - done, self._batch_lines))
             if not block:
                 break
             records, num_lines = self._parse(block)
+            # What stands behind an error is parsed anew, so errors that are close cost many lines.
+            whole = num_lines >= len(block)
+            self._batch_lines = min(_BATCH_LINES, self._batch_lines * 4) if whole else 4
             digest.update(self._cursor.advance(num_lines))
             batches.append(self._convert(records))
             lines += records.lines
             errors.update({done + row: error for row, error in records.errors.items()})
             done += len(records.values)
         self._row += done
-        table = pa.Table.from_batches(batches, self._output).combine_chunks()
+        table = combined(pa.Table.from_batches(batches, self._output))
         return Rows(table, digest.digest(), first_row, errors, np.array(lines, np.int64))
 
     def _parse(self, block: list[bytes]) -> tuple[_Records, int]:
-        """The records that start in these lines, up to the first error; and how many lines they are."""
+        """The records that start in these lines, up to the first error; and their lines."""
         first = self._cursor.line
         if self._cursor.too_long:
             return _Records([[]], [first], {0: self.too_long_error(first)}), 1
@@ -126,7 +130,7 @@ class CsvReader(TextReader):
 
 
 class _Run:
-    """One pass of the parser over some lines, and over those behind them that end the last record."""
+    """One pass of the parser over some lines, and those behind them that end the last record."""
 
     def __init__(
         self, cursor: LineCursor, block: list[bytes], delimiter: str, max_bytes: int
@@ -168,7 +172,7 @@ class _Run:
         return records
 
     def _is_simple(self) -> bool:
-        """Without a quote a line is a record, and the parser may run over the list at full speed."""
+        """Without a quote a line is a record: the parser may run over the list at full speed."""
         return b'"' not in b"".join(self._raw)
 
     def _add(
@@ -283,8 +287,8 @@ def read_header(file: InputFile, options: ReadOptions) -> Header:
         records = run.parse()
         if records.errors:
             raise UsageError(
-                f"{shown(file.path)}: the columns cannot be found: {records.errors[0]}; check --encoding"
-                " (for example latin-1, utf-16), --delimiter or --no-header"
+                f"{shown(file.path)}: the columns cannot be found: {records.errors[0]};"
+                " check --encoding (for example latin-1, utf-16), --delimiter or --no-header"
             )
         record = records.values[0]
         if not options.header:
@@ -308,7 +312,7 @@ def _delimiter(file: InputFile, options: ReadOptions, header: str) -> str:
 
 
 def sniff_delimiter(header: str) -> str:
-    """The delimiter of a header line: a comma, unless another one stands there and no comma does."""
+    """The delimiter of a header line: a comma, unless there is none but another one."""
     counts = {mark: 0 for mark in ",;\t|"}
     quoted = False
     for character in header:
@@ -323,7 +327,7 @@ def sniff_delimiter(header: str) -> str:
 
 
 def unique_names(header: Sequence[str]) -> tuple[str, ...]:
-    """Column names without empty or repeated ones: `column_2` for the third, `name_2` for the second."""
+    """Names without empty or repeated ones: `column_2` for the third, `name_2` for a second."""
     taken = set(header)
     names: list[str] = []
     for index, given in enumerate(header):

@@ -27,6 +27,8 @@ def _update(digest: Any, array: Any) -> None:
     if array.null_count:
         digest.update(np.packbits(array.is_valid().to_numpy(zero_copy_only=False)).tobytes())
         array = array.drop_null()
+    if not len(array):
+        return
     kind = array.type
     if pat.is_struct(kind):
         for child in array.flatten():

@@ -1,4 +1,4 @@
-"""A look at all inputs before anything is planned: one schema, the size of a row, the number of rows."""
+"""A look at all inputs before planning: one schema, the size of a row, the number of rows."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ _MAX_SAMPLES = 64
 class InputSummary:
     """What the inputs look like.
 
-    `schema`: the type of every column, over all inputs. `row_bytes`: bytes a row of the decompressed
-    input where rows are largest among the places looked at. `num_bytes`: of the files on disk.
+    `schema`: the type of every column, over all inputs. `row_bytes`: mean bytes of a row of the
+    decompressed input, at the place with the largest rows. `num_bytes`: of the files on disk.
     """
 
     schema: pa.Schema

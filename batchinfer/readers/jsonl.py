@@ -1,4 +1,4 @@
-"""JSON Lines: one object a line; a line that is none becomes an error row and takes no other along."""
+"""JSON Lines: one object a line; a line that is none is an error row and takes no other along."""
 
 from __future__ import annotations
 
@@ -13,9 +13,9 @@ import orjson
 import pyarrow as pa
 
 from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Int64Array, Position
-from batchinfer.readers.base import ReadOptions, Rows, json_kind
+from batchinfer.readers.base import ReadOptions, Rows, combined, json_kind
 from batchinfer.readers.columns import nulls
-from batchinfer.readers.conversion import checker, exact_record, is_suspect, json_array
+from batchinfer.readers.conversion import checker, exact_record, json_array
 from batchinfer.readers.text import TextReader
 
 
@@ -30,7 +30,7 @@ class _Records:
 
 
 class JsonlReader(TextReader):
-    """Reads a block of lines at a time, so that Python objects live for about a MiB of text only."""
+    """Reads a block of lines at a time: Python objects live for about a MiB of text only."""
 
     def __init__(self, file: InputFile, options: ReadOptions, start: Position) -> None:
         super().__init__(file, options, start)
@@ -53,7 +53,7 @@ class JsonlReader(TextReader):
             errors.update({done + row: error for row, error in records.errors.items()})
             done += len(records.values)
         self._row += done
-        table = pa.Table.from_batches(batches, self._output).combine_chunks()
+        table = combined(pa.Table.from_batches(batches, self._output))
         numbers = np.concatenate(lines) if lines else np.empty(0, np.int64)
         return Rows(table, digest.digest(), first_row, errors, numbers)
 
@@ -157,13 +157,7 @@ def parse_object(line: bytes) -> tuple[dict[str, Any], str]:
 
 
 def _exact(records: _Records, row: int) -> dict[str, Any]:
-    record = records.values[row]
-    if not is_suspect(record):
-        return record
-    try:
-        return exact_record(record, records.raw[row])
-    except RecursionError:
-        return record
+    return exact_record(records.values[row], records.raw[row])
 
 
 def _rescued_array(rescued: dict[int, dict[str, Any]], records: _Records) -> pa.Array[Any]:
@@ -173,6 +167,6 @@ def _rescued_array(rescued: dict[int, dict[str, Any]], records: _Records) -> pa.
     for row, values in rescued.items():
         try:
             texts[row] = orjson.dumps(values).decode()
-        except TypeError:  # nested deeper than orjson writes; the line as it stands says the same
+        except TypeError:  # nested too deeply to be written; the line as it stands says the same
             texts[row] = records.raw[row].decode()
     return pa.array(texts, pa.string())

@@ -1,4 +1,4 @@
-"""From what the user names (files, globs, folders) to the frozen list of input files and segments."""
+"""From what the user names (files, globs, folders) to the frozen list of files and segments."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class _Kind(NamedTuple):
 
 
 def list_inputs(inputs: Sequence[str], format: str = "auto") -> list[InputFile]:
-    """Return every file that `inputs` name, in the order given; what a glob or folder holds, sorted.
+    """Return the files that `inputs` name, in the order given; those of a glob or folder, sorted.
 
     A file that is named twice is read once. Raises InputError for what is missing or unreadable and
     UsageError for a file whose format is not known.
@@ -53,7 +53,7 @@ def list_inputs(inputs: Sequence[str], format: str = "auto") -> list[InputFile]:
 
 
 def group_segments(files: Iterable[InputFile]) -> tuple[Segment, ...]:
-    """Cut the list into segments: a large file each, or a run of small ones up to 32 MiB on disk."""
+    """Cut the list into segments: a large file, or a run of small ones up to 32 MiB on disk."""
     groups: list[list[InputFile]] = []
     room = 0
     for file in files:

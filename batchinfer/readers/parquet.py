@@ -1,9 +1,8 @@
-"""Parquet: row groups as a stream of small batches, from any row, only the columns that are planned."""
+"""Parquet: row groups as a stream of small batches, from any row, only the planned columns."""
 
 from __future__ import annotations
 
 import base64
-import hashlib
 import math
 from collections.abc import Iterator
 from decimal import Decimal
@@ -17,7 +16,7 @@ import pyarrow.types as pat
 
 from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Position
 from batchinfer.errors import StorageError
-from batchinfer.readers.base import Reader, ReadOptions, Rows, shown
+from batchinfer.readers.base import Reader, ReadOptions, Rows, combined, shown
 from batchinfer.readers.columns import is_list, nulls, plain
 from batchinfer.readers.conversion import cast_where_possible, valid_rows
 from batchinfer.readers.digests import digest_of
@@ -37,10 +36,16 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
     """Open a file for streaming. Raises StorageError where its footer cannot be read."""
     try:
         return pq.ParquetFile(
-            file.path, pre_buffer=False, buffer_size=_BUFFER_BYTES, memory_map=False
+            file.path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except UNREADABLE as error:
         raise failure(file, error) from error
+
+
+def num_rows_of(parquet: pq.ParquetFile) -> int:
+    """The rows of all row groups; some writers leave the footer's own count at zero."""
+    metadata = parquet.metadata
+    return sum(metadata.row_group(i).num_rows for i in range(metadata.num_row_groups))
 
 
 def failure(file: InputFile, error: BaseException, where: str = "") -> StorageError:
@@ -57,7 +62,7 @@ class ParquetReader(Reader):
         self._schema = options.planned
         self._row = start.row
         self._parquet = open_parquet(file)
-        self._num_rows = self._parquet.metadata.num_rows
+        self._num_rows = num_rows_of(self._parquet)
         self._batches: Iterator[pa.Table] | None = None
         self._rest: pa.Table | None = None
 
@@ -76,7 +81,7 @@ class ParquetReader(Reader):
             parts.append(batch.slice(0, missing))
             self._rest = batch.slice(missing) if batch.num_rows > missing else None
             missing -= parts[-1].num_rows
-        found = pa.concat_tables(parts).combine_chunks() if parts else self._empty()
+        found = combined(pa.concat_tables(parts)) if parts else self._empty()
         self._row += num_rows
         found = pa.table({name: _as_array(found.column(name)) for name in found.column_names})
         return Rows(self._convert(found, num_rows), digest_of(found), first_row)
@@ -200,7 +205,7 @@ def _is_textual(kind: pa.DataType) -> bool:
 
 
 def _keeps_fields(source: Any, target: Any) -> bool:
-    """Whether a cast drops nothing: Arrow's leaves out struct fields that the target does not have."""
+    """Whether a cast drops nothing: Arrow's drops struct fields that the target does not have."""
     if pat.is_struct(source) and pat.is_struct(target):
         wanted = {field.name: field.type for field in target}
         return all(

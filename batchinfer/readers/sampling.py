@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import orjson
@@ -14,7 +15,7 @@ from batchinfer.errors import UsageError
 from batchinfer.readers.base import ReadOptions, shown
 from batchinfer.readers.columns import infer, merge, plain
 from batchinfer.readers.delimited import CsvReader, read_header
-from batchinfer.readers.parquet import UNREADABLE, failure, open_parquet
+from batchinfer.readers.parquet import UNREADABLE, failure, num_rows_of, open_parquet
 from batchinfer.readers.text import TextStream, is_utf8
 
 #: Rows of one place that are looked at; bytes read from the end of a file.
@@ -115,7 +116,7 @@ def sample_parquet(file: InputFile, options: ReadOptions, with_rows: bool) -> Fi
                 batch = next(parquet.iter_batches(size, row_groups=[index]), None)
                 if batch is not None and batch.num_rows:
                     row_bytes = max(row_bytes, batch.nbytes / batch.num_rows)
-        return FileSample(columns, row_bytes, metadata.num_rows)
+        return FileSample(columns, row_bytes, num_rows_of(parquet))
     except UNREADABLE as error:
         raise failure(file, error) from error
     finally:
@@ -188,7 +189,7 @@ def _loads(data: bytes) -> Any:
 def _refuse_disguised(file: InputFile) -> None:
     if file.compression:
         return
-    with open(file.path, "rb") as stream:
+    with Path(file.path).open("rb") as stream:
         start = stream.read(16)
     for magic, extension in _MAGIC.items():
         if start.startswith(magic):
@@ -215,7 +216,7 @@ def _refuse_undecodable(file: InputFile, lines: Sequence[bytes]) -> None:
 
 
 def _refuse_document(file: InputFile, head: _Head, lines: Sequence[bytes]) -> None:
-    """Refuse a JSON array or a pretty-printed document; broken lines among good ones are no such."""
+    """Refuse a JSON array or a pretty-printed document; broken lines among good ones are none."""
     if not lines or isinstance(_loads(lines[0]), dict):
         return
     document = _loads(head.data) if head.whole else None

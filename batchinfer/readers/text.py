@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from batchinfer.core import InputFile, Position
 from batchinfer.errors import StorageError, UsageError
-from batchinfer.readers.base import Reader, ReadOptions, shown
+from batchinfer.readers.base import START, Reader, ReadOptions, shown
 from batchinfer.readers.compression import DAMAGED, ByteStream, open_bytes
 
 _BLOCK_BYTES = 1 << 20
@@ -17,7 +17,7 @@ _BOM = b"\xef\xbb\xbf"
 
 
 def _as_invalid_utf8(error: UnicodeError) -> tuple[str | bytes, int]:
-    """Turn what an encoding cannot say into a byte that UTF-8 cannot say: one bad line, not a crash."""
+    """Turn what cannot be decoded into what UTF-8 cannot say: one bad line, not a crash."""
     if isinstance(error, UnicodeDecodeError):
         return "\udcff", error.end
     if isinstance(error, UnicodeEncodeError):
@@ -58,7 +58,7 @@ class TextStream:
     Raises StorageError, with the line that was reached, where the file cannot be read to its end.
     """
 
-    def __init__(self, file: InputFile, options: ReadOptions, start: Position = Position()) -> None:
+    def __init__(self, file: InputFile, options: ReadOptions, start: Position = START) -> None:
         self._file = file
         self._limit = options.max_line_bytes
         # A byte becomes at most four, so that only a block's first line can be over the limit.
@@ -228,7 +228,7 @@ class LineCursor:
         return True
 
     def odd_quotes_ahead(self, num_bytes: int) -> bool:
-        """Whether a quote that is not doubled stands in the next `num_bytes` behind the lines at hand.
+        """Whether a quote that is not doubled stands in the `num_bytes` behind the lines at hand.
 
         Looks at whole blocks, so it may say yes for one that stands a little behind.
         """

@@ -50,6 +50,9 @@ class Rates:
     def failed(self, num_errors: int) -> None:
         self.num_errors += num_errors
 
+    def end(self) -> None:
+        """Nothing to take down: this one only counts."""
+
     @property
     def total(self) -> int:
         """Rows expected in all; never fewer than there are."""
@@ -91,8 +94,6 @@ class LogProgress(Rates):
         if self.clock() >= self._next:
             self._next = self.clock() + LOG_SECONDS
             log.info(self.line())
-
-    def end(self) -> None: ...
 
 
 class BarProgress(Rates):

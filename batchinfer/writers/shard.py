@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
@@ -29,7 +30,9 @@ from batchinfer.writers.footer import make_footer, read_footer
 from batchinfer.writers.run_folder import RunFolder
 
 
-def output_schema(kept: pa.Schema, task_columns: list[pa.Field]) -> pa.Schema:
+def output_schema(
+    kept: Iterable[pa.Field[Any]], task_columns: Iterable[pa.Field[Any]]
+) -> pa.Schema:
     """The schema of every shard of a job."""
     return pa.schema(
         [
@@ -55,14 +58,14 @@ def assemble(answered: AnsweredChunk, task: Task, schema: pa.Schema, prefix: str
     errors = np.full(table.num_rows, None, dtype=object)
     for row, why in answered.errors.items():
         errors[row] = why
-    made = {
+    made: dict[str, Any] = {
         NUM_TOKENS: pa.array(num_tokens),
         TRUNCATED: pa.array(truncated),
         ERROR: pa.array(errors, pa.string()),
     }
     for field, array in zip(task.columns, task.decode(answered), strict=True):
         made[prefix + field.name] = array
-    columns = [made[f.name] if f.name in made else table.column(f.name) for f in schema]
+    columns: list[Any] = [made[f.name] if f.name in made else table.column(f.name) for f in schema]
     return pa.table(columns, schema=schema).combine_chunks()
 
 
@@ -136,7 +139,7 @@ def to_parquet(table: pa.Table, footer: Mapping[bytes, bytes], plan: Plan) -> pa
         version="2.6",
         compression="zstd",
         compression_level=1,
-        use_dictionary=repeating,
+        use_dictionary=repeating,  # type: ignore[arg-type]  # a list of names is fine
         write_page_checksum=True,
     )
     return sink.getvalue()

@@ -29,7 +29,9 @@ def corpora(name: str) -> Path:
     root = Path(os.environ.get("BATCHINFER_CORPORA", _REPOSITORY.parent / "shared" / "data"))
     folder = root / name
     if not folder.is_dir():
-        pytest.skip(f"the corpus {name} is not there; set BATCHINFER_CORPORA to the folder that has it")
+        pytest.skip(
+            f"the corpus {name} is not there; set BATCHINFER_CORPORA to the folder that has it"
+        )
     return folder
 
 

@@ -10,6 +10,7 @@ import json
 import lzma
 from collections.abc import Callable
 from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -55,9 +56,11 @@ def check_resume(paths: list[Path], chunk_rows: int, **options: Any) -> list[Chu
     chunks = list(read_chunks(Span(segment, 0, Position(), None), chunk_rows, read))
     for chunk in chunks:
         stop = chunk.id.chunk + 1
-        alone = list(read_chunks(Span(segment, chunk.id.chunk, chunk.start, stop), chunk_rows, read))
+        alone = list(
+            read_chunks(Span(segment, chunk.id.chunk, chunk.start, stop), chunk_rows, read)
+        )
         assert len(alone) == 1 and same(alone[0], chunk)
-    for before, after in zip(chunks, chunks[1:], strict=False):
+    for before, after in pairwise(chunks):
         assert before.next == after.start and not before.ends_segment
         assert before.num_rows == chunk_rows
     assert chunks[-1].ends_segment
@@ -77,8 +80,9 @@ def check_resume(paths: list[Path], chunk_rows: int, **options: Any) -> list[Chu
 
 json_values = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats(allow_nan=False) | st.text(max_size=8),
-    lambda inner: st.lists(inner, max_size=3)
-    | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    lambda inner: (
+        st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3)
+    ),
     max_leaves=6,
 )
 records = st.dictionaries(st.sampled_from(["id", "text", "a", "é"]), json_values, max_size=4)

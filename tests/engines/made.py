@@ -1,0 +1,188 @@
+"""Small models of real architectures, made from a seed: the same weights on every machine.
+
+Random weights answer nearly the same to every text, and a test that compares equal answers proves
+nothing. So weights are spread until rows differ; the tests assert that before anything else.
+"""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
+
+SYLLABLES = "ba be bi da de di fa ga go ha ke la lo ma mi na no pa pe ra ri sa so ta ti to va ve zu".split()
+ODDITIES = ["naïve", "東京", "42", "3.50", "don't", "$7", "E=mc2", "Ωmega", "🙂", "(maybe)", "co-op", "x"]
+
+
+def words(count: int = 800) -> list[str]:
+    """A made-up vocabulary."""
+    draw = random.Random(7)
+    return sorted({"".join(draw.choices(SYLLABLES, k=draw.randint(1, 4))) for _ in range(count)})
+
+
+def texts(count: int, seed: int = 0, longest: int = 90) -> list[str]:
+    """Sentences of made-up words, numbers and oddities; very mixed lengths."""
+    draw = random.Random(seed)
+    known = words()
+    made = []
+    for _ in range(count):
+        length = min(longest, 1 + int(draw.expovariate(1 / 20)))
+        parts = [draw.choice(ODDITIES if draw.random() < 0.1 else known) for _ in range(length)]
+        made.append(" ".join(parts) + draw.choice(".!? "))
+    return made
+
+
+def wordpiece() -> Tokenizer:
+    """As in BERT and DistilBERT."""
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
+    tokenizer.train_from_iterator(texts(500), WordPieceTrainer(vocab_size=700, special_tokens=special))
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 2), ("[SEP]", 3)],
+    )
+    return tokenizer
+
+
+def byte_level(pattern: str | None = None) -> Tokenizer:
+    """As in RoBERTa and GPT-2; with a pattern, as in Llama 3."""
+    tokenizer = Tokenizer(models.BPE())
+    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    if pattern is not None:
+        split = pre_tokenizers.Sequence(
+            [
+                pre_tokenizers.Split(Regex(pattern), "isolated"),
+                pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False),
+            ]
+        )
+    tokenizer.pre_tokenizer = split
+    tokenizer.decoder = decoders.ByteLevel()
+    trainer = BpeTrainer(
+        vocab_size=900,
+        special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"],
+        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
+    )
+    tokenizer.train_from_iterator(texts(500), trainer)
+    return tokenizer
+
+
+def roberta() -> Tokenizer:
+    tokenizer = byte_level()
+    tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
+    return tokenizer
+
+
+def unigram() -> Tokenizer:
+    """As in XLM-R."""
+    tokenizer = Tokenizer(models.Unigram())
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
+    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
+    trainer = UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>")
+    tokenizer.train_from_iterator(texts(500), trainer)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
+    )
+    return tokenizer
+
+
+def sentencepiece_bpe() -> Tokenizer:
+    """As in Llama 2: no pre-tokenizer, so merges reach across spaces."""
+    tokenizer = Tokenizer(models.BPE(unk_token="<unk>", fuse_unk=True))
+    tokenizer.normalizer = normalizers.Sequence(
+        [normalizers.Prepend("▁"), normalizers.Replace(" ", "▁")]
+    )
+    common = ["of the " + text for text in texts(500, longest=10)]
+    tokenizer.train_from_iterator(
+        common, BpeTrainer(vocab_size=900, special_tokens=["<unk>", "<s>", "</s>"])
+    )
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A", pair="<s> $A <s> $B", special_tokens=[("<s>", 1)]
+    )
+    return tokenizer
+
+
+_BERT = {
+    "hidden_size": 64, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96,
+}  # fmt: skip
+_ROBERTA = {**_BERT, "max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1}
+_MODERN = {
+    "pad_token_id": 1, "cls_token_id": 0, "bos_token_id": 0, "sep_token_id": 2, "eos_token_id": 2,
+    "global_attn_every_n_layers": 2, "local_attention": 16, "max_position_embeddings": 128, "norm_bias": True,
+}  # fmt: skip
+_GPT2 = {
+    "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 5, "eos_token_id": 5,
+}  # fmt: skip
+#: name → tokenizer, class prefix, configuration
+ARCHITECTURES: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "bert": (wordpiece, "Bert", {**_BERT, "max_position_embeddings": 128}),
+    "distilbert": (
+        wordpiece,
+        "DistilBert",
+        {"dim": 64, "n_layers": 2, "n_heads": 4, "hidden_dim": 96, "max_position_embeddings": 128},
+    ),
+    "roberta": (roberta, "Roberta", _ROBERTA),
+    "xlm-roberta": (unigram, "XLMRoberta", _ROBERTA),
+    "modernbert": (roberta, "ModernBert", {**_BERT, **_MODERN}),
+    "gpt2": (byte_level, "GPT2", _GPT2),
+}
+_SPECIAL = {
+    "wordpiece": {
+        "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+        "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
+    },
+    "roberta": {
+        "pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>",
+        "model_input_names": ["input_ids", "attention_mask"],
+    },
+    "byte_level": {
+        "eos_token": "<|endoftext|>", "model_input_names": ["input_ids", "attention_mask"],
+    },
+}  # fmt: skip
+_SPECIAL["unigram"] = _SPECIAL["roberta"]
+
+
+def make_model(
+    folder: Path, architecture: str, head: str = "Model", *, seed: int = 0, **config: Any
+) -> Path:
+    """Save a model (`head`: Model, ForSequenceClassification, ForMaskedLM) with its tokenizer."""
+    make_tokenizer, prefix, settings = ARCHITECTURES[architecture]
+    tokenizer = make_tokenizer()
+    settings = {**settings, "vocab_size": tokenizer.get_vocab_size(), **config}
+    torch.manual_seed(seed)
+    model = getattr(transformers, prefix + head)(getattr(transformers, prefix + "Config")(**settings))
+    tokenizer.enable_truncation(100)
+    _spread(model.eval(), [torch.tensor([e.ids]) for e in tokenizer.encode_batch(texts(50, seed=99))])
+    tokenizer.no_truncation()
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL[make_tokenizer.__name__]}
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return folder
+
+
+@torch.inference_mode()
+def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
+    """Widen the weights, and take what all rows have in common out of the last bias."""
+    for name, parameter in model.named_parameters():
+        if parameter.dim() == 2:
+            parameter.normal_(std=1.0 if "embed" in name or "wte" in name else 0.4)
+    base = model.base_model
+    norms = [m for m in base.modules() if isinstance(m, torch.nn.LayerNorm) and m.bias is not None]
+    states = [base(ids).last_hidden_state[0] for ids in inputs]
+    norms[-1].bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
+    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+    if hasattr(model, "num_labels") and last.out_features == model.num_labels and last.bias is not None:
+        last.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)

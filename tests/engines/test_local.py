@@ -1,0 +1,215 @@
+"""The local engine itself: devices, precisions, weights, padding and failures."""
+
+from __future__ import annotations
+
+import logging
+import shutil
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from batchinfer.core import Batch, BatchBudget, ChunkId
+from batchinfer.engines import local
+from batchinfer.engines.local import LocalEngine, resolve_device, resolve_dtype
+from batchinfer.engines.models import describe
+from batchinfer.errors import ModelError, UsageError
+from batchinfer.tasks import create_task
+from tests.engines import made
+from tests.engines.conftest import Made, ask
+
+HEAD = "ForSequenceClassification"
+
+
+def engine_of(folder: Path, task: str = "auto", **options: Any) -> LocalEngine:
+    spec, place = describe(str(folder), task=task)
+    return LocalEngine(create_task(spec, "text", None), place, dtype="float32", **options)
+
+
+def batch_of(*lengths: int, first: int = 6, **fields: Any) -> Batch:
+    tokens = np.arange(first, first + sum(lengths), dtype=np.int32)
+    return Batch(
+        ChunkId(0, 0),
+        np.arange(len(lengths), dtype=np.int64),
+        np.array(lengths, dtype=np.int32),
+        {"input_ids": tokens, **fields},
+    )
+
+
+def test_packed_tokens_are_padded_on_the_right(made_model: Made) -> None:
+    engine = engine_of(made_model("roberta"), "embed", device="cpu")
+    inputs = engine._padded(batch_of(3, 2, 1))
+    assert inputs["input_ids"].tolist() == [[6, 7, 8], [9, 10, 1], [11, 1, 1]]
+    assert inputs["attention_mask"].tolist() == [[1, 1, 1], [1, 1, 0], [1, 0, 0]]
+    assert {tensor.dtype for tensor in inputs.values()} == {torch.int64}
+
+
+def test_type_ids_go_only_to_models_that_take_them(made_model: Made) -> None:
+    batch = batch_of(2, 1, token_type_ids=np.array([1, 1, 1], dtype=np.int32))
+    bert = engine_of(made_model("bert"), "embed", device="cpu")
+    assert bert._padded(batch)["token_type_ids"].tolist() == [[1, 1], [1, 0]]
+    distilbert = engine_of(made_model("distilbert"), "embed", device="cpu")
+    assert "token_type_ids" not in distilbert._padded(batch)
+
+
+def test_read_only_arrays_are_taken_without_a_warning(made_model: Made) -> None:
+    batch = batch_of(2, 1)
+    batch.fields["input_ids"].flags.writeable = False
+    assert len(engine_of(made_model("bert"), "embed").answer(batch).values["embedding"]) == 2
+
+
+def test_a_decoder_without_a_padding_token_gets_one(made_model: Made) -> None:
+    engine = engine_of(made_model("gpt2", HEAD, num_labels=3), device="cpu")
+    assert engine.pad_token_id == engine.model.config.pad_token_id == 5
+    assert engine.model.config.use_cache is False
+
+
+def test_answers_have_the_shapes_and_types_that_the_task_names(made_model: Made) -> None:
+    for folder, task in [(made_model("bert"), "embed"), (made_model("bert", HEAD), "classify")]:
+        engine = engine_of(folder, task, device="cpu")
+        values = engine.answer(batch_of(4, 3)).values
+        assert set(values) == set(engine.task.answers)
+        for name, field in engine.task.answers.items():
+            assert values[name].shape == (2, *field.shape)
+            assert values[name].dtype == field.dtype
+
+
+def test_a_request_that_fails_alone_leaves_the_others_untouched(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(made_model("bert"), "embed", device="cpu")
+    whole = engine.answer(batch_of(5, 4, 3, 2)).values["embedding"]
+    forward = engine.task.forward
+
+    def fail(model: Any, inputs: Any) -> Any:
+        if (inputs["input_ids"] == 12).any():  # a token of the second row
+            raise RuntimeError("the model stumbled\nbadly")
+        return forward(model, inputs)
+
+    monkeypatch.setattr(engine.task, "forward", fail)
+    answered = {int(b.indices[0]): a for b, a in engine.stream([batch_of(5, 4, 3, 2)]) if len(b) == 1}
+    assert answered[1].error == "RuntimeError: the model stumbled badly"
+    np.testing.assert_allclose(answered[0].values["embedding"][0], whole[0], atol=1e-5)
+
+
+def test_an_empty_batch_passes_through(made_model: Made) -> None:
+    engine = engine_of(made_model("bert"), "embed", device="cpu")
+    [(batch, answers)] = engine.stream([batch_of()])
+    assert len(batch) == 0
+    assert answers.values["embedding"].shape == (0, 64)
+
+
+def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 0)
+    monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
+    assert resolve_device("auto") == "cpu"
+    for device in ("cuda", "cuda:0", "cuda:7", "mps"):
+        with pytest.raises(UsageError, match=f"--device {device}: not available"):
+            resolve_device(device)
+    for device in ("tpu", "cpu:1", "cuda:x", "cuda:", ""):
+        if device == "cuda:":
+            continue
+        with pytest.raises(UsageError, match="should be auto, cpu, cuda"):
+            resolve_device(device)
+
+
+def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
+    for fast, dtype in [(True, "bfloat16"), (False, "float32")]:
+        monkeypatch.setattr(local, "_cpu_is_fast_in_bfloat16", lambda fast=fast: fast)
+        assert resolve_dtype("auto", "cpu") == dtype
+        assert resolve_dtype("float16", "cpu") == "float16"
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    for capability, dtype in [((9, 0), "bfloat16"), ((8, 0), "bfloat16"), ((7, 5), "float32")]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _, c=capability: c)
+        assert resolve_dtype("auto", "cuda:0") == dtype
+
+
+def test_the_weights_run_in_the_precision_asked_for(made_model: Made) -> None:
+    spec, folder = describe(str(made_model("bert")), task="embed")
+    engine = LocalEngine(create_task(spec, "text", None), folder, dtype="bfloat16", device="cpu")
+    assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
+    assert (engine.dtype, engine.device_kind, engine.pins_memory) == ("bfloat16", "cpu", False)
+    assert engine.default_budget.max_batch_tokens == 4096
+    assert not engine.model.training
+
+
+def test_broken_weights_are_said_in_one_line(made_model: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made_model("bert"), tmp_path / "model"))
+    weights = folder / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:5000])
+    with pytest.raises(ModelError, match="weights cannot be loaded") as error:
+        engine_of(folder, "embed")
+    assert "\n" not in str(error.value)
+
+
+def test_a_missing_part_of_the_weights_is_said_in_one_line(made_model: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made_model("bert"), tmp_path / "model"))
+    (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
+    index = '{"metadata": {}, "weight_map": {"x": "model-00002-of-00002.safetensors"}}'
+    (folder / "model.safetensors.index.json").write_text(index)
+    with pytest.raises(ModelError, match="weights cannot be loaded") as error:
+        engine_of(folder, "embed")
+    assert "\n" not in str(error.value)
+
+
+def test_a_head_without_trained_weights_is_refused(made_model: Made, tmp_path: Path) -> None:
+    folder = Path(shutil.copytree(made_model("bert"), tmp_path / "model"))
+    config = folder / "config.json"
+    config.write_text(config.read_text().replace("BertModel", "BertForSequenceClassification"))
+    with pytest.raises(ModelError, match=r"the weights lack classifier\.bias and 1 more"):
+        engine_of(folder, "classify")
+
+
+def test_a_language_model_embeds_without_its_pooler(made_model: Made) -> None:
+    folder = made_model("bert", "ForMaskedLM")
+    assert ask(folder, made.texts(3), task="embed").values["embedding"].std() > 0.1
+
+
+def test_nothing_is_printed_on_the_way(
+    made_model: Made, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = made_model("bert", HEAD, num_labels=3)
+    capfd.readouterr()
+    with caplog.at_level(logging.WARNING):
+        ask(folder, made.texts(3), task="embed")
+    assert capfd.readouterr() == ("", "")
+    assert [r.name for r in caplog.records] == ["batchinfer"]  # the lost head
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_answers_like_the_cpu(made_model: Made) -> None:
+    texts = made.texts(300, seed=4)
+    for architecture in made.ARCHITECTURES:
+        folder = made_model(architecture)
+        budget = BatchBudget(500, 8)
+        expected = ask(folder, texts, task="embed", budget=budget)
+        found = ask(folder, texts, task="embed", budget=budget, device="cuda")
+        assert not found.errors
+        np.testing.assert_allclose(
+            found.values["embedding"], expected.values["embedding"], rtol=1e-2, atol=1e-2
+        )
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+def test_a_gpu_halves_what_fails_and_keeps_the_order(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(made_model("bert"), "embed", device="cuda")
+    forward = engine.task.forward
+
+    def fail(model: Any, inputs: Any) -> Any:
+        if len(inputs["input_ids"]) > 1 and bool((inputs["input_ids"] == 12).any()):
+            raise torch.OutOfMemoryError("made up")
+        return forward(model, inputs)
+
+    monkeypatch.setattr(engine.task, "forward", fail)
+    batches = [batch_of(5, 4, 3, 2), batch_of(), batch_of(3, 2, first=30)]
+    answered = list(engine.stream(batches))
+    assert sum(len(batch) for batch, _ in answered) == 6
+    assert all(answers.error is None for _, answers in answered)
+    assert engine.device_kind == torch.cuda.get_device_name()

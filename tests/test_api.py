@@ -1,0 +1,52 @@
+"""infer(): texts in memory in, a DataFrame out."""
+
+from __future__ import annotations
+
+import pandas as pd
+import pytest
+
+from batchinfer import infer
+from batchinfer.errors import UsageError
+
+
+def test_a_list_gives_a_row_each_in_order() -> None:
+    texts = [f"text {i} " * (i % 5) for i in range(50)]
+    frame = infer(texts, engine="fake", max_batch_tokens=32)
+    assert frame["text"].tolist() == texts
+    alone = [infer([text], engine="fake")["predicted_score"][0] for text in texts[:5]]
+    assert frame["predicted_score"].tolist()[:5] == alone
+
+
+def test_a_dataframe_keeps_its_columns_and_index() -> None:
+    frame = pd.DataFrame({"x": [1, 2], "body": ["a", "b"]}, index=["r", "s"])
+    answers = infer(frame, engine="fake", text_column="body")
+    assert answers.index.tolist() == ["r", "s"]
+    assert answers["x"].tolist() == [1, 2]
+    assert answers.columns[:3].tolist() == ["x", "body", "predicted_label"]
+
+
+def test_a_cell_without_text_is_an_error_of_its_row() -> None:
+    answers = infer(["a", None, 3, "b"], engine="fake")  # type: ignore[list-item]
+    assert answers["_error"].isna().tolist() == [True, False, False, True]
+    assert "int" in answers["_error"][2]
+
+
+def test_embeddings_come_as_lists() -> None:
+    answers = infer(["a", "b"], engine="fake", task="embed")
+    assert [len(vector) for vector in answers["embedding"]] == [8, 8]
+
+
+def test_no_texts_give_no_rows() -> None:
+    assert len(infer([], engine="fake")) == 0
+
+
+def test_a_column_in_the_way_is_told() -> None:
+    frame = pd.DataFrame({"text": ["a"], "predicted_label": ["x"]})
+    with pytest.raises(UsageError, match="output_prefix"):
+        infer(frame, engine="fake")
+    assert "new_predicted_label" in infer(frame, engine="fake", output_prefix="new_").columns
+
+
+def test_a_missing_column_is_told() -> None:
+    with pytest.raises(UsageError, match="'text'.*it has: body"):
+        infer(pd.DataFrame({"body": ["a"]}), engine="fake")

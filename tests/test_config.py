@@ -1,0 +1,74 @@
+"""One declaration gives flag, YAML key and environment variable; errors name where."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from batchinfer.config import RunConfig
+from batchinfer.errors import UsageError
+
+
+def yaml(tmp_path: Path, text: str) -> Path:
+    path = tmp_path / "job.yaml"
+    path.write_text(text)
+    return path
+
+
+def test_flags_win_over_environment_over_file_over_default(tmp_path: Path) -> None:
+    path = yaml(tmp_path, "max_length: 1\nworkers: 1\ndtype: float32\n")
+    environ = {"BATCHINFER_MAX_LENGTH": "2", "BATCHINFER_WORKERS": "2"}
+    config = RunConfig.load({"max_length": "3"}, path, environ)
+    assert (config.max_length, config.workers, config.dtype) == (3, 2, "float32")
+    assert config.text_column == "text"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("dtype: float32\nmodle: x\n", "job.yaml:2: unknown key 'modle'; did you mean 'model'?"),
+        ("\n\nmax_batch_tokens: 0\n", "job.yaml:3: max_batch_tokens"),
+        ("- a\n- b\n", "job.yaml:1: should be a mapping"),
+        ("a: [1\n", "job.yaml:2: not valid YAML"),
+    ],
+)
+def test_a_mistake_in_the_file_is_named_with_its_line(
+    tmp_path: Path, text: str, message: str
+) -> None:
+    with pytest.raises(UsageError, match=r"^[^\n]+$") as caught:
+        RunConfig.load({}, yaml(tmp_path, text), {})
+    assert message in str(caught.value)
+
+
+def test_a_mistake_elsewhere_is_named_with_its_flag_or_variable() -> None:
+    with pytest.raises(UsageError, match="^--max-batch-tokens: .*got '0'"):
+        RunConfig.load({"max_batch_tokens": "0"}, None, {})
+    with pytest.raises(UsageError, match="^--schema: 'x' should be written NAME=TYPE"):
+        RunConfig.load({"types": ["x"]}, None, {})
+    with pytest.raises(UsageError, match="^BATCHINFER_DTYPE: "):
+        RunConfig.load({}, None, {"BATCHINFER_DTYPE": "int3"})
+
+
+def test_lists_and_mappings_may_be_written_with_commas() -> None:
+    config = RunConfig.load({"keep": ["a,b", "c"], "types": ["x=int64", "y=string"]}, None, {})
+    assert config.keep == ("a", "b", "c")
+    assert config.types == {"x": "int64", "y": "string"}
+
+
+def test_auto_stands_for_a_choice_made_later(tmp_path: Path) -> None:
+    config = RunConfig.load({"workers": "auto"}, yaml(tmp_path, "max_length: auto\n"), {})
+    assert config.workers is None
+    assert config.max_length is None
+
+
+@pytest.mark.parametrize(("allowed", "rows", "expected"), [("5", 100, 5), ("1%", 250, 2), (3, 9, 3)])
+def test_row_errors_are_allowed_by_number_or_share(
+    allowed: str | int, rows: int, expected: int
+) -> None:
+    assert RunConfig.load({"max_errors": allowed}, None, {}).error_allowance(rows) == expected
+
+
+def test_a_configuration_survives_its_own_json() -> None:
+    config = RunConfig(inputs=("a", "b"), output="out", keep=(), types={"x": "int64"}, max_errors="2%")
+    assert RunConfig.model_validate(config.model_dump(mode="json")) == config

@@ -1,0 +1,203 @@
+"""The worker: answers gathered by chunk, failures kept to their rows, stops that lose nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from batchinfer import worker
+from batchinfer.batching import make_batches
+from batchinfer.core import (
+    AnsweredChunk,
+    Answers,
+    Batch,
+    BatchBudget,
+    Chunk,
+    ChunkId,
+    LoadedChunk,
+    Position,
+)
+from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
+from batchinfer.reporting.progress import Rates
+from batchinfer.tasks import create_task
+from batchinfer.worker import StopSignal, answer, write_behind
+
+TASK = create_task(describe("classify", None), "text", None)
+BUDGET = BatchBudget(64, 8)
+
+
+def loaded_chunk(index: int, texts: list[str | None]) -> LoadedChunk:
+    table = pa.table({"text": pa.array(texts, pa.string())})
+    errors = {row: "no text" for row, text in enumerate(texts) if text is None}
+    chunk = Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")
+    requests = TASK.encode(chunk, FakeEncoder(512))
+    return LoadedChunk(chunk, requests, make_batches(chunk.id, requests, BUDGET))
+
+
+def texts(count: int, seed: int = 0) -> list[str | None]:
+    return [f"{seed} {'word ' * (i % 9)}{i}" for i in range(count)]
+
+
+def answer_all(
+    chunks: Iterable[LoadedChunk], engine: FakeEngine, stop: StopSignal | None = None
+) -> list[AnsweredChunk]:
+    return list(answer(chunks, engine, Rates(), stop or StopSignal()))
+
+
+class OutOfMemory(FakeEngine):
+    """Runs out of memory on every batch of more than `room` tokens."""
+
+    def __init__(self, room: int) -> None:
+        super().__init__(TASK)
+        self.room = room
+        self.recovered = 0
+
+    def answer(self, batch: Batch) -> Answers:
+        if batch.num_tokens > self.room:
+            raise MemoryError("no room")
+        return super().answer(batch)
+
+    def recover(self) -> None:
+        self.recovered += 1
+
+
+class Poisoned(FakeEngine):
+    """Fails on every batch that holds a text of `tokens` tokens."""
+
+    def __init__(self, tokens: int) -> None:
+        super().__init__(TASK)
+        self.tokens = tokens
+
+    def answer(self, batch: Batch) -> Answers:
+        if self.tokens in batch.lengths:
+            raise ValueError("poison")
+        return super().answer(batch)
+
+
+class NotANumber(FakeEngine):
+    """Answers NaN to the first request of every batch."""
+
+    def answer(self, batch: Batch) -> Answers:
+        answers = super().answer(batch)
+        answers.values["score"][0] = np.nan
+        return answers
+
+
+class Backwards(FakeEngine):
+    """Answers in reverse order, across chunks, as continuous batching might."""
+
+    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
+        for batch in reversed(list(batches)):
+            yield batch, self.answer(batch) if len(batch) else self.no_answers()
+
+
+def test_answers_stand_at_the_row_that_asked() -> None:
+    [done] = answer_all([loaded_chunk(0, texts(50))], FakeEngine(TASK))
+    for row, text in enumerate(texts(50)):
+        [alone] = answer_all([loaded_chunk(0, [text])], FakeEngine(TASK))
+        assert done.values["score"][row] == alone.values["score"][0]
+
+
+def test_the_order_of_answers_does_not_matter() -> None:
+    chunks = [loaded_chunk(i, texts(30, seed=i)) for i in range(3)]
+    forward = answer_all(chunks, FakeEngine(TASK))
+    backward = answer_all(chunks, Backwards(TASK))
+    assert [c.chunk.id.chunk for c in backward] == [2, 1, 0]
+    for a, b in zip(forward, reversed(backward), strict=True):
+        np.testing.assert_array_equal(a.values["score"], b.values["score"])
+
+
+def test_out_of_memory_halves_batches_and_changes_no_answer() -> None:
+    chunk = loaded_chunk(0, texts(60))
+    engine = OutOfMemory(room=20)
+    [halved] = answer_all([chunk], engine)
+    [whole] = answer_all([chunk], FakeEngine(TASK))
+    assert engine.recovered > 0
+    assert not halved.errors
+    np.testing.assert_array_equal(halved.values["score"], whole.values["score"])
+
+
+def test_a_row_that_fails_alone_is_an_error_and_the_others_are_untouched() -> None:
+    chunk = loaded_chunk(0, [*texts(40), "x" * 400])
+    [done] = answer_all([chunk], Poisoned(tokens=101))
+    [whole] = answer_all([chunk], FakeEngine(TASK))
+    assert done.errors == {40: "ValueError: poison"}
+    np.testing.assert_array_equal(done.values["score"][:40], whole.values["score"][:40])
+
+
+def test_an_answer_that_is_not_a_number_is_an_error() -> None:
+    chunk = loaded_chunk(0, texts(5))
+    [done] = answer_all([chunk], NotANumber(TASK))
+    assert done.errors == {4: "the model's answer is NaN or infinite"}  # the longest comes first
+
+
+def test_chunks_of_bad_rows_come_out_as_they_are_read() -> None:
+    read: list[int] = []
+
+    def chunks() -> Iterator[LoadedChunk]:
+        for index in range(5):
+            read.append(index)
+            yield loaded_chunk(index, [None, None])
+
+    answered = answer(chunks(), FakeEngine(TASK), Rates(), StopSignal())
+    first = next(answered)
+    assert first.errors == {0: "no text", 1: "no text"}
+    assert read == [0], "a file full of bad rows must not pile up in memory"
+
+
+def test_a_stop_finishes_the_chunk_that_is_begun_and_begins_no_other() -> None:
+    stop = StopSignal()
+
+    def chunks() -> Iterator[LoadedChunk]:
+        yield loaded_chunk(0, texts(40))
+        stop.set()
+        yield loaded_chunk(1, texts(40))
+
+    assert [c.chunk.id.chunk for c in answer_all(chunks(), FakeEngine(TASK), stop)] == [0]
+
+
+def test_a_stop_gives_up_a_chunk_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
+    stop = StopSignal()
+
+    class StopsAtOnce(FakeEngine):
+        def answer(self, batch: Batch) -> Answers:
+            stop.set()
+            return super().answer(batch)
+
+    assert answer_all([loaded_chunk(0, texts(40))], StopsAtOnce(TASK), stop) == []
+
+
+def test_progress_counts_every_row_once() -> None:
+    rates = Rates()
+    chunks = [loaded_chunk(0, [*texts(20), None]), loaded_chunk(1, [None])]
+    list(answer(chunks, FakeEngine(TASK), rates, StopSignal()))
+    assert (rates.num_rows, rates.num_errors) == (22, 2)
+
+
+def test_the_writer_falls_behind_by_a_bounded_number_of_chunks() -> None:
+    asked: list[int] = []
+    written: list[int] = []
+
+    def answered() -> Iterator[int]:
+        for index in range(20):
+            asked.append(index)
+            assert len(asked) - len(written) <= worker.WRITE_BEHIND + 2
+            yield index
+
+    def commit(index: int) -> int:
+        written.append(index)
+        return index
+
+    assert list(write_behind(commit, answered())) == list(range(20))  # type: ignore[arg-type]
+
+
+def test_a_failed_write_stops_the_run() -> None:
+    def commit(index: int) -> int:
+        raise OSError(28, "No space left on device")
+
+    with pytest.raises(OSError, match="No space left"):
+        list(write_behind(commit, iter(range(5))))  # type: ignore[arg-type]
