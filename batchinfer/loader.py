@@ -1,12 +1,12 @@
 """Reading, tokenizing and batching ahead of the device.
 
-With `workers` = 0 all of it happens in the calling process, without torch; otherwise in the processes
-of a PyTorch DataLoader (dataloader.py).
+A Loader works in the process that calls it, without torch; dataloader.py runs it in processes of its
+own.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 from batchinfer.batching import make_batches
@@ -36,19 +36,7 @@ class Loader:
         requests = self.task.encode(chunk, self.encoder)
         return LoadedChunk(chunk, requests, make_batches(chunk.id, requests, self.budget))
 
-    def stream(
-        self, spans: Sequence[Span], *, workers: int, pin_memory: bool, chunk_bytes: int
-    ) -> Iterator[LoadedChunk]:
-        """Yield the chunks of all spans: in order within a span, in any order across spans.
-
-        `chunk_bytes` is the expected size of a chunk's input; it bounds how many are kept ready.
-        """
-        if workers == 0:
-            for span in spans:
-                yield from self.load(span)
-        else:
-            from batchinfer.dataloader import stream_from_workers
-
-            yield from stream_from_workers(
-                self, spans, workers=workers, pin_memory=pin_memory, chunk_bytes=chunk_bytes
-            )
+    def stream(self, spans: Iterable[Span]) -> Iterator[LoadedChunk]:
+        """Yield the chunks of all spans, in order, loaded in this process."""
+        for span in spans:
+            yield from self.load(span)

@@ -9,6 +9,7 @@ dry between chunks.
 
 from __future__ import annotations
 
+import logging
 import os
 import time
 from collections import deque
@@ -41,6 +42,8 @@ from batchinfer.tasks import create_task
 from batchinfer.tasks.base import AnswerField
 from batchinfer.writers.run_folder import RunFolder
 from batchinfer.writers.shard import ShardWriter
+
+log = logging.getLogger("batchinfer")
 
 #: Shards that may wait for the writer before the device waits too.
 WRITE_BEHIND = 2
@@ -106,17 +109,27 @@ class Worker:
     def process(self, spans: Sequence[Span]) -> Iterator[Shard]:
         """Yield a committed shard for each chunk; the device stays busy throughout."""
         started = time.monotonic()
-        chunks = self.loader.stream(
-            spans,
-            workers=self._num_workers(spans),
-            pin_memory=self.engine.pins_memory,
-            chunk_bytes=int(self.plan.row_bytes * self.plan.chunk_rows),
-        )
+        chunks = self._load(spans)
         answered = answer(chunks, self.engine, self.progress, self.stop)
         for shard in write_behind(self.writer.commit, answered):
             self.shards.append(shard)
             self.seconds = time.monotonic() - started
             yield shard
+
+    def _load(self, spans: Sequence[Span]) -> Iterator[LoadedChunk]:
+        workers = self._num_workers(spans)
+        log.debug(f"{workers or 'no'} processes read and tokenize ahead")
+        if workers == 0:
+            return self.loader.stream(spans)
+        from batchinfer.dataloader import stream_from_workers
+
+        return stream_from_workers(
+            self.loader,
+            spans,
+            workers=workers,
+            pin_memory=self.engine.pins_memory,
+            chunk_bytes=int(self.plan.row_bytes * self.plan.chunk_rows),
+        )
 
     @property
     def effort(self) -> Effort:

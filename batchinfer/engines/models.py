@@ -150,6 +150,8 @@ def find(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Pat
 
     Raises ModelError where there is no such folder, or no such hub model, or no way to the hub.
     """
+    if not model:
+        raise ModelError("--model is empty: give a hub id or a folder")
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
@@ -159,8 +161,8 @@ def find(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Pat
         return path.resolve(), _digest(path.resolve(), trust_remote_code)
     if path.exists():
         raise ModelError(f"{model}: a model is a folder or a hub id, this is a file")
-    if model.startswith((".", "~", os.sep)) or model.count("/") > 1 or not model:
-        raise ModelError(f"{model or '--model'}: no such model folder")
+    if model.startswith((".", "~", os.sep)) or model.count("/") > 1:
+        raise ModelError(f"{model}: no such model folder")
     return _snapshot(model, revision, trust_remote_code)
 
 
@@ -272,7 +274,7 @@ def _one_line(what: str, trust_remote_code: bool) -> Iterator[None]:
         raise
     except Exception as error:
         text = _line(error)
-        if "trust_remote_code" in text and not trust_remote_code:
+        if "trust_remote_code" in str(error) and not trust_remote_code:
             text = "it comes with its own Python code; read it, then give --trust-remote-code"
         raise ModelError(f"{what}: {text}") from None
 

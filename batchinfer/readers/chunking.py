@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 
@@ -35,7 +36,7 @@ def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Iterator[C
     An empty segment has one chunk without rows. Raises JobMismatchError where a file is not the one
     that was planned, and StorageError where it cannot be read on.
     """
-    cursor = _SegmentCursor(span.segment, options, span.start)
+    cursor = _SegmentCursor(span.segment, options, span.start, span.first * chunk_rows)
     try:
         index, start, ended = span.first, span.start, False
         while not ended and (span.stop is None or index < span.stop):
@@ -56,9 +57,13 @@ def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Iterator[C
 class _SegmentCursor:
     """The readers of a segment's files as one; it stands at a row wherever there is one left."""
 
-    def __init__(self, segment: Segment, options: ReadOptions, start: Position) -> None:
+    def __init__(
+        self, segment: Segment, options: ReadOptions, start: Position, rows_before: int
+    ) -> None:
         self._files = segment.files
         self._options = options
+        limit = segment.max_rows
+        self._rows_left = math.inf if limit is None else limit - rows_before
         self._reader = self._open(start)
 
     @property
@@ -68,13 +73,16 @@ class _SegmentCursor:
     def take(self, num_rows: int) -> list[tuple[InputFile, Rows]]:
         parts: list[tuple[InputFile, Rows]] = []
         while num_rows > 0 and not self.at_end():
-            rows = self._reader.take(num_rows)
+            rows = self._reader.take(int(min(num_rows, self._rows_left)))
             num_rows -= rows.table.num_rows
+            self._rows_left -= rows.table.num_rows
             parts.append((self._reader.file, rows))
         return parts
 
     def at_end(self) -> bool:
         """Whether the segment holds no further row; goes on to the next file that has one."""
+        if self._rows_left <= 0:
+            return True
         while self._reader.at_end():
             following = self._reader.position.file + 1
             if following >= len(self._files):

@@ -183,6 +183,7 @@ def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
     norms = [m for m in base.modules() if isinstance(m, torch.nn.LayerNorm) and m.bias is not None]
     states = [base(ids).last_hidden_state[0] for ids in inputs]
     norms[-1].bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
-    last = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
-    if hasattr(model, "num_labels") and last.out_features == model.num_labels and last.bias is not None:
-        last.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)
+    if model is not base and "SequenceClassification" in type(model).__name__:
+        head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+        if head.bias is not None:  # GPT-2's has none
+            head.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)

@@ -200,16 +200,12 @@ def test_models_that_sentence_transformers_saves_are_understood(
     made_model: Made, tmp_path: Path
 ) -> None:
     library = pytest.importorskip("sentence_transformers", reason="needs sentence-transformers")
-    from sentence_transformers import models as parts  # the place known to old and new releases
-
-    transformer = parts.Transformer(str(made_model("bert")), max_seq_length=40)
-    pooling = parts.Pooling(64, pooling_mode="cls")
-    model = library.SentenceTransformer(
-        modules=[transformer, pooling, parts.Normalize()], device="cpu"
-    )
+    model = library.SentenceTransformer(str(made_model("bert")), device="cpu")
+    model.max_seq_length = 40
     model.save(str(tmp_path / "saved"))
     spec, _ = describe(str(tmp_path / "saved"))
-    assert (spec.pooling, spec.normalize, spec.max_length) == ("cls", True, 40)
+    assert (spec.task, spec.pooling, spec.normalize) == ("embed", "mean", False)
+    assert (spec.max_length, spec.dimension) == (40, 64)
 
 
 def test_equal_folders_are_the_same_model_and_others_are_not(copy: Any, made_model: Made) -> None:
@@ -232,7 +228,7 @@ def test_what_is_no_model_is_said_in_one_line(tmp_path: Path) -> None:
         (str(tmp_path / "file"), "this is a file"),
         (str(tmp_path / "nowhere"), "no such model folder"),
         ("./nowhere", "no such model folder"),
-        ("", "no such model folder"),
+        ("", "--model is empty"),
     ]:
         with pytest.raises(ModelError, match=message) as error:
             describe(model)

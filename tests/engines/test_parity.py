@@ -65,10 +65,10 @@ def cosine(a: Floats, b: Floats) -> Floats:
     return (a * b).sum(axis=-1)
 
 
-def assert_rows_differ(vectors: Floats) -> None:
+def assert_rows_differ(vectors: Floats, share: float = 0.95) -> None:
     unit = vectors / np.linalg.norm(vectors, axis=-1, keepdims=True)
     pairs = (unit @ unit.T)[np.triu_indices(len(unit), k=1)]
-    assert np.quantile(pairs, 0.95) < 0.5, "the model answers nearly the same to every row"
+    assert np.quantile(pairs, share) < 0.5, "the model answers nearly the same to every row"
 
 
 def assert_labels_differ(labels: npt.NDArray[Any]) -> None:
@@ -189,7 +189,7 @@ def test_minilm_is_that_of_sentence_transformers(minilm: Path, questions: list[s
     expected = library.SentenceTransformer(str(minilm), device="cpu").encode(
         questions, batch_size=8, show_progress_bar=False
     )
-    assert_rows_differ(expected)
+    assert_rows_differ(expected, share=0.75)  # the texts are all of one kind
     found = ask(minilm, questions, budget=BatchBudget(2048, 64)).values["embedding"]
     assert_same_vectors(found, expected)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
