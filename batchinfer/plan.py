@@ -50,6 +50,8 @@ class Plan:
         """All that the answers depend on: no time, no absolute path, no hardware."""
         return {
             "format": FORMAT,
+            **{name: _plain(getattr(self.config, name)) for name in IDENTITY_KNOBS},
+            "model": dataclasses.asdict(dataclasses.replace(self.model, name="")),
             "inputs": [
                 {
                     "source": f.source,
@@ -61,8 +63,6 @@ class Plan:
                 for f in segment.files
             ],
             "segments": [[len(s.files), s.max_rows] for s in self.segments],
-            "model": dataclasses.asdict(dataclasses.replace(self.model, name="")),
-            **{name: _plain(getattr(self.config, name)) for name in IDENTITY_KNOBS},
             "input columns": _columns(self.input_schema),
             "output columns": _columns(self.output_schema),
         }
@@ -144,7 +144,7 @@ class Plan:
 
 
 def first_difference(planned: Plan, asked: Plan) -> str:
-    """Say in a few words where two jobs differ, the most telling difference first; "" if nowhere."""
+    """Say in a few words where two jobs differ, what the user set first; "" if nowhere."""
     for name, there in planned.identity.items():
         here = asked.identity[name]
         if there == here:

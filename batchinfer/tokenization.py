@@ -114,6 +114,8 @@ class TextEncoder:
         else:
             encodings = self._encode_whole(inputs, errors)
 
+        for i in errors:
+            encodings[i] = None
         good = [encoding for encoding in encodings if encoding is not None]
         lengths = np.fromiter(
             (len(e) if e is not None else 0 for e in encodings), np.int64, len(encodings)
@@ -387,7 +389,8 @@ def encode_texts(
     chosen = _choose(texts, good)
     if prompt:
         join: Any = pc.binary_join_element_wise  # its stubs know no mixture of scalars and arrays
-        chosen = join(pa.scalar(prompt, pa.large_string()), chosen, "")
+        before, between = (pa.scalar(text, pa.large_string()) for text in (prompt, ""))
+        chosen = join(before, chosen, between)
     tokens = encoder.encode(chosen, _choose(pairs, good) if pairs is not None else None)
     cost = np.diff(tokens.offsets).astype(np.int32)
     failed = {int(row[i]): why for i, why in tokens.errors.items()}

@@ -8,7 +8,6 @@ nothing else, so that a scrambled or doubled row shows.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -43,8 +42,8 @@ class FakeEncoder:
 
     def encode(self, texts: pa.LargeStringArray, pairs: pa.LargeStringArray | None) -> Tokens:
         if pairs is not None:
-            joined: Any = pc.binary_join_element_wise(texts, pairs, "\x1f")  # type: ignore[call-overload]
-            texts = joined
+            separator = pa.scalar("\x1f", pa.large_string())
+            texts = pc.binary_join_element_wise(texts, pairs, separator)  # type: ignore[call-overload]
         _, starts, characters = texts.buffers()
         offsets = np.frombuffer(starts or bytes(8), np.int64)[texts.offset :][: len(texts) + 1]
         data = np.frombuffer(characters or b"", np.uint8)

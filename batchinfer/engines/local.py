@@ -240,11 +240,8 @@ def _load(
         text = " ".join(str(error).split())[:300] or type(error).__name__
         raise ModelError(f"{name}: the weights cannot be loaded: {text}") from None
     # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
-    missing = sorted(
-        key
-        for key in {*report["missing_keys"], *(key for key, *_ in report["mismatched_keys"])}
-        if task.name == "classify" or "pooler" not in key
-    )
+    classifies = task.name == "classify"
+    missing = sorted(key for key in report["missing_keys"] if classifies or "pooler" not in key)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(

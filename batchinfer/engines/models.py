@@ -307,11 +307,9 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
         and architecture.endswith("ForSequenceClassification")
     )
     shown = f"a {architecture}" if architecture else "without an architecture in its config.json"
+    if task == "auto" and (has_modules or classifies):
+        task = "embed" if has_modules else "classify"
     if task == "auto":
-        if has_modules:
-            return "embed"
-        if classifies:
-            return "classify"
         raise ModelError(
             f"{model} is {shown}: its files do not say what to do; choose --task embed"
             " (or --task classify with a model that has a classification head)"
@@ -320,6 +318,10 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
         raise ModelError(
             f"{model} is {shown}: it has no classification head, only random numbers would answer;"
             " take a model that was trained to classify, or --task embed"
+        )
+    if config.model_type == "xlnet":
+        raise ModelError(
+            f"{model} is {shown}: it reads padding on the right as text; not supported"
         )
     if task == "embed":
         known = config.model_type in modeling_auto.MODEL_MAPPING_NAMES or "AutoModel" in own_code

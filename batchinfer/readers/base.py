@@ -69,6 +69,7 @@ class Reader(ABC):
     """A cursor over the rows of one file. A format supplies only its difference."""
 
     def __init__(self, file: InputFile, options: ReadOptions, start: Position) -> None:
+        self.schema = options.planned
         self.file = file
         self.options = options
         self.start = start

@@ -160,6 +160,7 @@ def text_array(texts: pa.Array[Any], kind: pa.DataType) -> tuple[pa.Array[Any], 
     """
     if pat.is_string(kind) or pat.is_large_string(kind):
         return texts.cast(kind), []
+    texts = texts.cast(pa.string())
     texts = pc.if_else(pc.equal(texts, ""), pa.scalar(None, pa.string()), texts)
     wanted = texts
     if pat.is_integer(kind):  # Arrow takes 0x1F too

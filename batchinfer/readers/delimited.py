@@ -46,15 +46,14 @@ class CsvReader(TextReader):
 
     def __init__(self, file: InputFile, options: ReadOptions, start: Position) -> None:
         csv.field_size_limit(sys.maxsize)
-        self._schema = options.planned
-        self._output = self._schema.append(pa.field(RESCUED, pa.string()))
         header = read_header(file, options)
         self._names, self._delimiter = header.names, header.delimiter
         if start.offset == 0:
             start = Position(start.file, header.end.offset, header.end.line, start.row)
         super().__init__(file, options, start)
+        self._output = self.schema.append(pa.field(RESCUED, pa.string()))
         self._batch_lines = _BATCH_LINES
-        known = set(self._schema.names) | set(BOOKKEEPING)
+        known = set(self.schema.names) | set(BOOKKEEPING)
         self._unknown = [name for name in self._names if name not in known]
 
     def is_blank(self, line: bytes) -> bool:
@@ -107,7 +106,7 @@ class CsvReader(TextReader):
         by_name = dict(zip(self._names, zip(*values, strict=True), strict=True)) if values else {}
         rescued: dict[int, dict[str, str]] = {}
         arrays: list[pa.Array[Any]] = []
-        for column in self._schema:
+        for column in self.schema:
             texts = by_name.get(column.name)
             if texts is None:
                 arrays.append(nulls(len(values), column.type))
@@ -304,8 +303,11 @@ def _place(cursor: LineCursor) -> Position:
 
 
 def _delimiter(file: InputFile, options: ReadOptions, header: str) -> str:
-    if options.delimiter is not None:
-        return options.delimiter
+    given = options.delimiter
+    if given is not None:
+        if len(given) != 1 or given in '"\r\n':
+            raise UsageError(f"--delimiter {shown(given)!r}: give one character, for example ';'")
+        return given
     if file.format == "tsv":
         return "\t"
     return sniff_delimiter(header)
@@ -328,13 +330,14 @@ def sniff_delimiter(header: str) -> str:
 
 def unique_names(header: Sequence[str]) -> tuple[str, ...]:
     """Names without empty or repeated ones: `column_2` for the third, `name_2` for a second."""
-    taken = set(header)
-    names: list[str] = []
-    for index, given in enumerate(header):
-        name = given or f"column_{index}"
-        suffix = 2
-        while name in names or (name != given and name in taken):
-            name = f"{given or f'column_{index}'}_{suffix}"
-            suffix += 1
-        names.append(name)
+    given = set(header)
+    names: dict[str, None] = {}
+    suffixes: dict[str, int] = {}
+    for index, original in enumerate(header):
+        base = original or f"column_{index}"
+        name = base
+        while name in names or (name != original and name in given):
+            suffixes[base] = suffixes.get(base, 1) + 1
+            name = f"{base}_{suffixes[base]}"
+        names[name] = None
     return tuple(names)

@@ -34,9 +34,8 @@ class JsonlReader(TextReader):
 
     def __init__(self, file: InputFile, options: ReadOptions, start: Position) -> None:
         super().__init__(file, options, start)
-        self._schema = options.planned
-        self._output = self._schema.append(pa.field(RESCUED, pa.string()))
-        self._known = frozenset(self._schema.names) | frozenset(BOOKKEEPING)
+        self._output = self.schema.append(pa.field(RESCUED, pa.string()))
+        self._known = frozenset(self.schema.names) | frozenset(BOOKKEEPING)
 
     def take(self, num_rows: int) -> Rows:
         first_row = self._row
@@ -89,7 +88,7 @@ class JsonlReader(TextReader):
         rescued: dict[int, dict[str, Any]] = {}
         arrays: list[pa.Array[Any]] = []
         complete = True
-        for column in self._schema:
+        for column in self.schema:
             try:
                 items: list[Any] = list(map(itemgetter(column.name), values))
             except KeyError:
@@ -99,7 +98,7 @@ class JsonlReader(TextReader):
                 array = self._rescue(array, column, misfits, records, rescued)
             arrays.append(array)
         if self.options.rescue_unknown and not (
-            complete and max(map(len, values), default=0) == len(self._schema)
+            complete and max(map(len, values), default=0) == len(self.schema)
         ):
             self._rescue_unknown(records, rescued)
         arrays.append(_rescued_array(rescued, records))

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from decimal import Decimal
 from typing import Any
 
+import numpy as np
 import orjson
 import pyarrow as pa
 import pyarrow.compute
@@ -18,7 +19,7 @@ from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Position
 from batchinfer.errors import StorageError
 from batchinfer.readers.base import Reader, ReadOptions, Rows, combined, shown
 from batchinfer.readers.columns import is_list, nulls, plain
-from batchinfer.readers.conversion import cast_where_possible, valid_rows
+from batchinfer.readers.conversion import cast_where_possible, text_array, valid_rows
 from batchinfer.readers.digests import digest_of
 
 #: The stubs know fewer signatures than the functions take.
@@ -59,7 +60,6 @@ class ParquetReader(Reader):
 
     def __init__(self, file: InputFile, options: ReadOptions, start: Position) -> None:
         super().__init__(file, options, start)
-        self._schema = options.planned
         self._row = start.row
         self._parquet = open_parquet(file)
         self._num_rows = num_rows_of(self._parquet)
@@ -102,8 +102,8 @@ class ParquetReader(Reader):
         """The columns to read: the planned ones that are there, and unknown ones to be rescued."""
         there = self._parquet.schema_arrow.names
         if not self.options.rescue_unknown:
-            return [name for name in there if name in self._schema.names]
-        return [name for name in there if name in self._schema.names or name not in BOOKKEEPING]
+            return [name for name in there if name in self.schema.names]
+        return [name for name in there if name in self.schema.names or name not in BOOKKEEPING]
 
     def _stream(self, row: int, max_rows: int) -> Iterator[pa.Table]:
         """Tables from this row on; row groups before it are not touched.
@@ -145,7 +145,7 @@ class ParquetReader(Reader):
         rescued: dict[int, dict[str, Any]] = {}
         arrays = []
         there = set(found.column_names)
-        for column in self._schema:
+        for column in self.schema:
             if column.name not in there:
                 arrays.append(nulls(num_rows, column.type))
                 continue
@@ -154,7 +154,7 @@ class ParquetReader(Reader):
             for row in misfits:
                 rescued.setdefault(row, {})[column.name] = jsonable(source[row])
             arrays.append(array)
-        for name in there.difference(self._schema.names):
+        for name in there.difference(self.schema.names):
             source = found.column(name).chunk(0)
             for row in range(num_rows):
                 rescued.setdefault(row, {})[name] = jsonable(source[row])
@@ -163,7 +163,7 @@ class ParquetReader(Reader):
             texts[row] = orjson.dumps(values, option=orjson.OPT_SORT_KEYS).decode()
         arrays.append(pa.array(texts, pa.string()))
         return pa.Table.from_arrays(
-            arrays, schema=self._schema.append(pa.field(RESCUED, pa.string()))
+            arrays, schema=self.schema.append(pa.field(RESCUED, pa.string()))
         )
 
     def _cast(
@@ -175,7 +175,10 @@ class ParquetReader(Reader):
             return nulls(len(source), column.type), valid_rows(source)
         if not _keeps_fields(kind, column.type):
             return nulls(len(source), column.type), valid_rows(source)
-        return cast_where_possible(source, column.type)
+        if _is_string(kind) and not _is_textual(column.type):
+            return text_array(source, column.type)
+        array, misfits = cast_where_possible(source, column.type)
+        return _without_losses(source, array, misfits)
 
 
 def _as_array(column: pa.ChunkedArray[Any]) -> pa.Array[Any]:
@@ -202,6 +205,29 @@ def _is_textual(kind: pa.DataType) -> bool:
         or pat.is_large_binary(kind)
         or pat.is_null(kind)
     )
+
+
+def _is_string(kind: pa.DataType) -> bool:
+    return bool(pat.is_string(kind) or pat.is_large_string(kind))
+
+
+def _without_losses(source: Any, array: Any, misfits: list[int]) -> tuple[Any, list[int]]:
+    """Null what Arrow's safe cast changes all the same: noon to a day, 5 to true.
+
+    A float may become a shorter one: that is what the type says.
+    """
+    before, after = source.type, array.type
+    flat = pat.is_primitive(before) and pat.is_primitive(after)
+    if before == after or not flat or (pat.is_floating(before) and pat.is_floating(after)):
+        return array, misfits
+    try:
+        lost = pc.fill_null(pc.not_equal(array.cast(before, safe=False), source), False)
+    except (pa.ArrowInvalid, pa.ArrowNotImplementedError):
+        return array, misfits
+    if not pc.any(lost).as_py():
+        return array, misfits
+    rows = np.flatnonzero(lost.to_numpy(zero_copy_only=False)).tolist()
+    return pc.if_else(lost, None, array), sorted({*misfits, *rows})
 
 
 def _keeps_fields(source: Any, target: Any) -> bool:

@@ -6,6 +6,7 @@ import codecs
 import hashlib
 from collections import deque
 from dataclasses import dataclass
+from itertools import takewhile
 
 from batchinfer.core import InputFile, Position
 from batchinfer.errors import StorageError, UsageError
@@ -13,6 +14,7 @@ from batchinfer.readers.base import START, Reader, ReadOptions, shown
 from batchinfer.readers.compression import DAMAGED, ByteStream, open_bytes
 
 _BLOCK_BYTES = 1 << 20
+_LINES_AHEAD = 1024
 _BOM = b"\xef\xbb\xbf"
 
 
@@ -276,10 +278,14 @@ class TextReader(Reader):
         return Position(self.start.file, self._cursor.offset, self._cursor.line, self._row)
 
     def at_end(self) -> bool:
-        while lines := self._cursor.peek(1):
-            if self._cursor.too_long or not self.is_blank(lines[0]):
+        while lines := self._cursor.peek(_LINES_AHEAD):
+            if self._cursor.too_long:
                 return False
-            self._cursor.advance(1)
+            blank = sum(1 for _ in takewhile(self.is_blank, lines))
+            if blank:
+                self._cursor.advance(blank)
+            if blank < len(lines):
+                return False
         return True
 
     def close(self) -> None:

@@ -59,13 +59,15 @@ def minilm() -> Path:
 
 @pytest.fixture(scope="session")
 def questions() -> list[str]:
-    """300 real texts: grade-school mathematics questions."""
+    """150 real texts: grade-school mathematics questions."""
     root = Path(os.environ.get("BATCHINFER_CORPORA", REPOSITORY.parent / "shared" / "data"))
     file = root / "gsm8k" / "grade_school_math" / "data" / "train.jsonl"
     if not file.is_file():
-        pytest.skip("the corpus gsm8k is not there; set BATCHINFER_CORPORA to the folder that has it")
+        pytest.skip(
+            "the corpus gsm8k is not there; set BATCHINFER_CORPORA to the folder that has it"
+        )
     with file.open(encoding="utf-8") as lines:
-        return [json.loads(line)["question"] for line, _ in zip(lines, range(300), strict=False)]
+        return [json.loads(line)["question"] for line, _ in zip(lines, range(150), strict=False)]
 
 
 def ask(

@@ -16,8 +16,22 @@ import transformers
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import BpeTrainer, UnigramTrainer, WordPieceTrainer
 
-SYLLABLES = "ba be bi da de di fa ga go ha ke la lo ma mi na no pa pe ra ri sa so ta ti to va ve zu".split()
-ODDITIES = ["naïve", "東京", "42", "3.50", "don't", "$7", "E=mc2", "Ωmega", "🙂", "(maybe)", "co-op", "x"]
+_LINE = "ba be bi da de di fa ga go ha ke la lo ma mi na no pa pe ra ri sa so ta ti to va ve zu"
+SYLLABLES = [*_LINE.split()]
+ODDITIES = [
+    "naïve",
+    "東京",
+    "42",
+    "3.50",
+    "don't",
+    "$7",
+    "E=mc2",
+    "Ωmega",
+    "🙂",
+    "(maybe)",
+    "co-op",
+    "x",
+]
 
 
 def words(count: int = 800) -> list[str]:
@@ -44,7 +58,9 @@ def wordpiece() -> Tokenizer:
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
     special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(texts(500), WordPieceTrainer(vocab_size=700, special_tokens=special))
+    tokenizer.train_from_iterator(
+        texts(500), WordPieceTrainer(vocab_size=700, special_tokens=special)
+    )
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -56,7 +72,7 @@ def wordpiece() -> Tokenizer:
 def byte_level(pattern: str | None = None) -> Tokenizer:
     """As in RoBERTa and GPT-2; with a pattern, as in Llama 3."""
     tokenizer = Tokenizer(models.BPE())
-    split = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    split: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
     if pattern is not None:
         split = pre_tokenizers.Sequence(
             [
@@ -119,7 +135,8 @@ _BERT = {
 _ROBERTA = {**_BERT, "max_position_embeddings": 130, "type_vocab_size": 1, "pad_token_id": 1}
 _MODERN = {
     "pad_token_id": 1, "cls_token_id": 0, "bos_token_id": 0, "sep_token_id": 2, "eos_token_id": 2,
-    "global_attn_every_n_layers": 2, "local_attention": 16, "max_position_embeddings": 128, "norm_bias": True,
+    "global_attn_every_n_layers": 2, "local_attention": 16, "max_position_embeddings": 128,
+    "norm_bias": True,
 }  # fmt: skip
 _GPT2 = {
     "n_embd": 64, "n_layer": 2, "n_head": 4, "n_positions": 128, "bos_token_id": 5, "eos_token_id": 5,
@@ -161,9 +178,13 @@ def make_model(
     tokenizer = make_tokenizer()
     settings = {**settings, "vocab_size": tokenizer.get_vocab_size(), **config}
     torch.manual_seed(seed)
-    model = getattr(transformers, prefix + head)(getattr(transformers, prefix + "Config")(**settings))
+    model = getattr(transformers, prefix + head)(
+        getattr(transformers, prefix + "Config")(**settings)
+    )
     tokenizer.enable_truncation(100)
-    _spread(model.eval(), [torch.tensor([e.ids]) for e in tokenizer.encode_batch(texts(50, seed=99))])
+    _spread(
+        model.eval(), [torch.tensor([e.ids]) for e in tokenizer.encode_batch(texts(50, seed=99))]
+    )
     tokenizer.no_truncation()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -184,6 +205,7 @@ def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
     states = [base(ids).last_hidden_state[0] for ids in inputs]
     norms[-1].bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
     if model is not base and "SequenceClassification" in type(model).__name__:
-        head = [m for m in model.modules() if isinstance(m, torch.nn.Linear)][-1]
+        linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
+        [head] = [m for m in linear if m.out_features == model.num_labels]
         if head.bias is not None:  # GPT-2's has none
             head.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)

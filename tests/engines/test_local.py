@@ -89,7 +89,9 @@ def test_a_request_that_fails_alone_leaves_the_others_untouched(
         return forward(model, inputs)
 
     monkeypatch.setattr(engine.task, "forward", fail)
-    answered = {int(b.indices[0]): a for b, a in engine.stream([batch_of(5, 4, 3, 2)]) if len(b) == 1}
+    answered = {
+        int(b.indices[0]): a for b, a in engine.stream([batch_of(5, 4, 3, 2)]) if len(b) == 1
+    }
     assert answered[1].error == "RuntimeError: the model stumbled badly"
     np.testing.assert_allclose(answered[0].values["embedding"][0], whole[0], atol=1e-5)
 
@@ -145,7 +147,9 @@ def test_broken_weights_are_said_in_one_line(made_model: Made, tmp_path: Path) -
     assert "\n" not in str(error.value)
 
 
-def test_a_missing_part_of_the_weights_is_said_in_one_line(made_model: Made, tmp_path: Path) -> None:
+def test_a_missing_part_of_the_weights_is_said_in_one_line(
+    made_model: Made, tmp_path: Path
+) -> None:
     folder = Path(shutil.copytree(made_model("bert"), tmp_path / "model"))
     (folder / "model.safetensors").rename(folder / "model-00001-of-00002.safetensors")
     index = '{"metadata": {}, "weight_map": {"x": "model-00002-of-00002.safetensors"}}'

@@ -14,8 +14,10 @@ import pytest
 import torch
 
 from batchinfer.engines import models
+from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
+from batchinfer.tasks import create_task
 from tests.engines.conftest import Made
 
 HEAD = "ForSequenceClassification"
@@ -107,9 +109,9 @@ def test_the_limit_is_the_number_of_usable_positions(
 def test_the_users_limit_must_be_within_the_models(made_model: Made) -> None:
     folder = str(made_model("bert"))
     assert describe(folder, task="embed", max_length=17)[0].max_length == 17
-    with pytest.raises(UsageError, match="--max-length 129 is more than .* takes: 128 tokens"):
+    with pytest.raises(UsageError, match=r"--max-length 129 is more than .* takes: 128 tokens"):
         describe(folder, task="embed", max_length=129)
-    with pytest.raises(UsageError, match="--max-length 2 leaves no room .* give 3 or more"):
+    with pytest.raises(UsageError, match=r"--max-length 2 leaves no room .* give 3 or more"):
         describe(folder, task="embed", max_length=2)
 
 
@@ -265,6 +267,44 @@ def test_code_of_the_model_needs_consent(copy: Any) -> None:
     with pytest.raises(ModelError, match="--trust-remote-code") as error:
         describe(str(folder))
     one_line(error)
+
+
+OWN_CODE = """
+from transformers import BertConfig, BertForSequenceClassification
+class OwnConfig(BertConfig):
+    model_type = "own"
+class OwnForSequenceClassification(BertForSequenceClassification):
+    config_class = OwnConfig
+"""
+
+
+def test_code_of_the_model_runs_with_consent(
+    copy: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("transformers.dynamic_module_utils.HF_MODULES_CACHE", str(tmp_path / "own"))
+    monkeypatch.setattr(sys, "path", [*sys.path])
+    folder = copy("bert", HEAD, num_labels=3)
+    (folder / "own.py").write_text(OWN_CODE)
+    name = "OwnForSequenceClassification"
+    edit(
+        folder / "config.json",
+        model_type="own",
+        architectures=[name],
+        auto_map={"AutoConfig": "own.OwnConfig", f"AutoModel{HEAD}": f"own.{name}"},
+    )
+    spec, place = describe(str(folder), trust_remote_code=True)
+    assert (spec.task, spec.architecture) == ("classify", name)
+    task = create_task(spec, "text", None)
+    engine = LocalEngine(task, place, dtype="float32", device="cpu", trust_remote_code=True)
+    assert type(engine.model).__name__ == name
+
+
+def test_xlnet_is_refused(copy: Any) -> None:
+    config = copy("bert", HEAD, num_labels=3) / "config.json"
+    architecture = f"XLNet{HEAD}"
+    edit(config, model_type="xlnet", architectures=[architecture], max_position_embeddings=None)
+    with pytest.raises(ModelError, match="padding on the right"):
+        describe(str(config.parent))
 
 
 def test_a_slow_tokenizer_is_refused_in_one_line(made_model: Made) -> None:

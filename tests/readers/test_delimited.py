@@ -124,6 +124,12 @@ def test_tsv_has_tabs_and_a_delimiter_can_be_given(tmp_path: Path) -> None:
     assert rows(read(tmp_path, "a:b\n1:2\n", delimiter=":")) == [("1", "2")]
 
 
+@pytest.mark.parametrize("mark", ["", "::", '"', "\n"])
+def test_a_delimiter_that_is_not_one_character_is_refused(tmp_path: Path, mark: str) -> None:
+    with pytest.raises(UsageError, match="--delimiter"):
+        read(tmp_path, "a,b\n", delimiter=mark)
+
+
 def test_columns_of_several_files_are_matched_by_name(tmp_path: Path) -> None:
     (tmp_path / "1.csv").write_text("a,b\n1,2\n")
     (tmp_path / "2.csv").write_text("b;c\n3;4\n")

@@ -80,7 +80,7 @@ def test_the_number_of_rows_is_estimated_well(tmp_path: Path, suffix: str) -> No
     if suffix == "parquet":
         pq.write_table(pa.table({"text": texts}), path)
     else:
-        lines = ["text"] + texts if "csv" in suffix else [json.dumps({"text": t}) for t in texts]
+        lines = ["text", *texts] if "csv" in suffix else [json.dumps({"text": t}) for t in texts]
         data = "\n".join('""' if line == "" else line for line in lines).encode()
         path.write_bytes(gzip.compress(data) if suffix.endswith("gz") else data)
     summary = inspect(path)
