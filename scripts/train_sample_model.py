@@ -1084,9 +1084,9 @@ OTHER_ALPHABETS = (
     "अआइईउऊएऐओऔकखगघचछजझटठडढणतथदधनपफबभमयरलवशषसह",
     "กขคงจชซญดตถทธนบปผฝพฟภมยรลวศษสหอฮะาเแโใไ",
     "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわをん",
-    "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワヲンー",
 )
-COMMON_HAN = "的一是不了在人有我他这中大来上个国和也子时道那要得好很没说都可以用电买店家吃味服务快慢"
+COMMON_HAN = "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワヲンー"
+COMMON_HAN += "的一是不了在人有我他这中大来上个国和也子时道那要得好很没说都可以用电买店家吃味服务快慢"
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~€£¥§°…–—‘’“”«»。，、！？0123456789"
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -1224,6 +1224,13 @@ class Grammar:
                 sentences[0], sentences[1] = sentences[1], sentences[0]
         return Example(self._typed(self._joined(self._with_neutral(sentences))), label)
 
+    def lexicon_texts(self) -> list[str]:
+        """Every word training can use, without typing slips or made-up words."""
+        texts = [item for lists in self._fillers.values() for item in (*lists[0], *lists[1])]
+        for patterns in (*self._plain.values(), *self._turned.values(), self._neutral):
+            texts += patterns
+        return [self._SLOT.sub(" ", text) for text in (*texts, *self._contrasts)]
+
     def held_out_example(self) -> Example:
         """A review whose only opinion is in a pattern that training never uses."""
         label = self.random.randrange(2)
@@ -1315,28 +1322,44 @@ def held_out_reviews() -> list[Example]:
     return examples + [Example(line.strip(), NEGATIVE) for line in negative]
 
 
-def train_tokenizer(texts: Sequence[str], vocabulary: int) -> PreTrainedTokenizerFast:
-    """A lower-cased WordPiece tokenizer; letters of other scripts get tokens of their own."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.Sequence(
+def train_tokenizer(texts: Sequence[str], pieces: int) -> PreTrainedTokenizerFast:
+    """A lower-cased WordPiece tokenizer: the words of the texts, and trained pieces for the rest.
+
+    The letters of other scripts get tokens of their own.
+    """
+    normalizer = normalizers.Sequence(
         [normalizers.Replace("’", "'"), normalizers.BertNormalizer(lowercase=True)]
     )
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    tokenizer.decoder = decoders.WordPiece()
+    splitter = pre_tokenizers.BertPreTokenizer()
+    trained = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    trained.normalizer = normalizer
+    trained.pre_tokenizer = splitter
     trainer = WordPieceTrainer(
-        vocab_size=vocabulary,
+        vocab_size=pieces,
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=[*COMMON_HAN, *PUNCTUATION],
         show_progress=False,
     )
     # A letter gets its word-internal form only if it is seen inside a word.
     alphabets = [" ".join(2 * letter for letter in block) for block in OTHER_ALPHABETS]
-    tokenizer.train_from_iterator([*texts, *alphabets], trainer)
-    first, last = (tokenizer.token_to_id(token) for token in ("[CLS]", "[SEP]"))
+    trained.train_from_iterator([*texts, *alphabets], trainer)
+    tokens = [token for token, _ in sorted(trained.get_vocab().items(), key=lambda item: item[1])]
+    words = {
+        word
+        for text in texts
+        for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
+    }
+    tokens += sorted(words.difference(tokens))
+
+    vocabulary = {token: index for index, token in enumerate(tokens)}
+    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
+    tokenizer.normalizer = normalizer
+    tokenizer.pre_tokenizer = splitter
+    tokenizer.decoder = decoders.WordPiece()
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[("[CLS]", first), ("[SEP]", last)],
+        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
     )
     return PreTrainedTokenizerFast(
         tokenizer_object=tokenizer,

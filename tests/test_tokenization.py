@@ -126,6 +126,7 @@ def test_without_a_pre_tokenizer_a_prefix_would_not_do() -> None:
 @pytest.mark.parametrize(
     "change",
     [
+        lambda t: setattr(t, "pre_tokenizer", None),
         lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Metaspace(split=False)),
         lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.ByteLevel(use_regex=False)),
         lambda t: setattr(t, "pre_tokenizer", pre_tokenizers.Split(" ", "merged_with_previous")),
@@ -211,6 +212,15 @@ def test_texts_are_cut_on_the_tokenizers_side(side: str) -> None:
     ids = whole(document, text)
     kept = ids[:9] + ids[-1:] if side == "right" else ids[:1] + ids[-9:]
     assert tokens.fields["input_ids"].tolist() == kept
+
+
+def test_a_text_that_just_fits_is_not_truncated() -> None:
+    document, text = tokenizer("wordpiece"), made.texts(1, seed=8)[0]
+    length = len(whole(document, text))
+    for limit, truncated in [(length + 1, False), (length, False), (length - 1, True)]:
+        tokens = TextEncoder(document, limit).encode(strings(text), None)
+        assert tokens.truncated.tolist() == [truncated]
+        assert tokens.offsets[1] == min(length, limit)
 
 
 @settings(max_examples=30, deadline=None)

@@ -302,7 +302,8 @@ def test_code_of_the_model_runs_with_consent(
 def test_xlnet_is_refused(copy: Any) -> None:
     config = copy("bert", HEAD, num_labels=3) / "config.json"
     architecture = f"XLNet{HEAD}"
-    edit(config, model_type="xlnet", architectures=[architecture], max_position_embeddings=None)
+    sizes = {"d_head": 16, "max_position_embeddings": None}
+    edit(config, model_type="xlnet", architectures=[architecture], **sizes)
     with pytest.raises(ModelError, match="padding on the right"):
         describe(str(config.parent))
 

@@ -160,7 +160,7 @@ def test_csv_chunks_do_not_depend_on_where_reading_started(
         assert found == rows
 
 
-@quick
+@settings(quick, max_examples=60)
 @given(
     groups=st.lists(
         st.lists(
