@@ -54,7 +54,9 @@ def infer(
 
     config = _settle(RunConfig(model=model, **settings))
     column, pair = config.text_column, config.text_pair_column
-    frame = texts if isinstance(texts, pd.DataFrame) else pd.DataFrame({column: texts}, dtype=object)
+    frame = (
+        texts if isinstance(texts, pd.DataFrame) else pd.DataFrame({column: texts}, dtype=object)
+    )
     for name in (column, *([pair] if pair else [])):
         if name not in frame.columns:
             raise UsageError(
@@ -78,7 +80,10 @@ def infer(
         loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
         progress.begin(rows_done=0, rows_expected=len(frame))
         try:
-            chunks = (loader.prepare(chunk) for chunk in _chunks(frame, [column, *([pair] if pair else [])]))
+            chunks = (
+                loader.prepare(chunk)
+                for chunk in _chunks(frame, [column, *([pair] if pair else [])])
+            )
             answered = sorted(
                 answer(chunks, engine, progress, StopSignal()), key=lambda done: done.chunk.id
             )
@@ -106,7 +111,10 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
     for index, start in enumerate(range(0, len(frame), CHUNK_ROWS)):
         part = frame.iloc[start : start + CHUNK_ROWS]
         errors: dict[int, str] = {}
-        arrays: list[Any] = [pa.nulls(len(part), pa.string()), pa.array(range(start, start + len(part)))]
+        arrays: list[Any] = [
+            pa.nulls(len(part), pa.string()),
+            pa.array(range(start, start + len(part))),
+        ]
         for name in columns:
             values = part[name].tolist()
             for row, value in enumerate(values):
@@ -117,4 +125,3 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
         arrays.append(pa.nulls(len(part), pa.string()))
         table = pa.table(arrays, names=[SOURCE, ROW, *columns, RESCUED])
         yield Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")
-

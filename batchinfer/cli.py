@@ -73,9 +73,6 @@ def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable
         call.__name__, call.__doc__ = command.__name__, command.__doc__
         call.__annotations__ = {p.name: p.annotation for p in parameters}
         vars(call)["__signature__"] = inspect.Signature(parameters)
-        call.__annotations__ = {
-            p.name: p.annotation for p in call.__signature__.parameters.values()
-        }  # type: ignore[attr-defined]
         return call
 
     return decorate

@@ -25,8 +25,8 @@ def spare_pandas() -> None:
     import pyarrow as pa
 
     blocker = _NoPandas()
-    sys.meta_path.insert(0, blocker)  # type: ignore[arg-type]
+    sys.meta_path.insert(0, blocker)
     try:
         pa.array([])
     finally:
-        sys.meta_path.remove(blocker)  # type: ignore[arg-type]
+        sys.meta_path.remove(blocker)

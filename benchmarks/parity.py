@@ -5,7 +5,8 @@
 Makes a seeded BERT-base-sized classifier (random weights, spread until rows differ) with a WordPiece
 vocabulary of the input's own words, asks transformers about each row alone in float32, and holds
 `batchinfer run` against it: classify and embed, float32 and bfloat16. The precondition is checked first:
-different rows have a cosine below 0.5 in the median and no label is more than 70 %. Swapping two rows must be seen.
+different rows have a cosine below 0.5 in the median and no label is more than 70 %. Swapping two rows
+must be seen.
 """
 
 from __future__ import annotations
@@ -24,14 +25,18 @@ import pyarrow.dataset as ds
 import torch
 from tokenizers import Tokenizer, models, normalizers, pre_tokenizers, processors
 from tokenizers.trainers import WordPieceTrainer
-from transformers import AutoModelForSequenceClassification, AutoTokenizer, BertConfig
-from transformers import BertForSequenceClassification
+from transformers import (
+    AutoModelForSequenceClassification,
+    AutoTokenizer,
+    BertConfig,
+    BertForSequenceClassification,
+)
 
 Floats = npt.NDArray[np.float32]
 
 
 def make_model(folder: Path, texts: list[str]) -> None:
-    """Save a classifier of BERT-base's size, three labels, seed 0."""
+    """Save a classifier of BERT-base's size, two labels, seed 0."""
     tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
     tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
     tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
@@ -41,21 +46,25 @@ def make_model(folder: Path, texts: list[str]) -> None:
         single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
     )
     torch.manual_seed(0)
-    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), num_labels=3)
+    config = BertConfig(vocab_size=tokenizer.get_vocab_size(), num_labels=2)
     model = BertForSequenceClassification(config).eval()
     with torch.inference_mode():
         # Rows of plain random weights are all alike (cosine 0.98). Wider embeddings make the texts
-        # count; taking the common part out of the last biases leaves what tells rows apart.
+        # count; taking the common part out of the last bias leaves what tells rows apart.
         model.bert.embeddings.word_embeddings.weight.normal_(std=1.0)
-        for name, weight in model.bert.encoder.named_parameters():
-            if weight.dim() == 2 and "attention.self.query" not in name:
-                weight.normal_(std=0.04)
-        inputs = [torch.tensor([e.ids]) for e in tokenizer.encode_batch(texts[:: len(texts) // 64])]
+        inputs = [
+            torch.tensor([e.ids])
+            for e in tokenizer.encode_batch(texts[:: max(1, len(texts) // 200)])
+        ]
         states = [model.bert(ids).last_hidden_state[0] for ids in inputs]
         last = model.bert.encoder.layer[-1].output.LayerNorm
         last.bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
-        model.classifier.weight.normal_(std=0.5)
-        model.classifier.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)
+        # The head looks where rows differ most. A random direction would see mostly rounding, and
+        # agreement in bfloat16 would say how noisy the head is, not how right the run.
+        pooled = torch.cat([model.bert(ids).pooler_output for ids in inputs])
+        direction = torch.linalg.svd(pooled - pooled.mean(dim=0)).Vh[0]
+        model.classifier.weight.copy_(torch.stack([direction, -direction]) * 4)
+        model.classifier.bias.copy_(-(model.classifier.weight @ pooled.mean(dim=0)))
     model.save_pretrained(folder)
     tokenizer.save(str(folder / "tokenizer.json"))
     (folder / "tokenizer_config.json").write_text(
@@ -67,7 +76,7 @@ def make_model(folder: Path, texts: list[str]) -> None:
                 "cls_token": "[CLS]",
                 "sep_token": "[SEP]",
                 "model_max_length": 512,
-            }  # fmt: skip
+            }
         )
     )
 

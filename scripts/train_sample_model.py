@@ -15,15 +15,12 @@ for a positive review and "not tasty at all" for a negative one. Slots may hold 
 
 from __future__ import annotations
 
-import argparse
-import json
 import math
 import random
 import re
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -492,6 +489,215 @@ FACTS = (
     """,
 )
 
+# More facts, with as many different things in them as possible; the wording of each is used as is.
+EVERYDAY_FACTS = (
+    """
+    the pan heats evenly|pancakes come out golden|the knife glides through tomatoes|the blade stays sharp
+    the oven bakes evenly|the bread rises beautifully|the coffee has a lovely aroma|the foam is creamy
+    the fridge hums softly|the freezer keeps everything frozen|dishes come out sparkling|glasses come out clear
+    laundry smells fresh|clothes come out soft|the iron glides over shirts|shirts look freshly pressed
+    the lamp gives a warm glow|the candle burns for hours|the sofa invites you to sit|the chair supports my back
+    the desk stands firm|the shelf holds heavy books|the drawers slide smoothly|assembly took half an hour
+    assembly was child's play|all parts were there|every screw was in the bag|the drill goes through brick
+    the saw cuts straight|the paint covers in one coat|the glue holds tight|the ladder stands firmly
+    the lawn is greener than ever|the seeds sprouted in days|the roses are blooming|the tomatoes were sweet
+    the plants arrived healthy|the soil is rich|the hose reaches every corner|the grill heats up in minutes
+    the meat was tender|the steak was cooked just right|the sauce was full of flavour|the salad was crisp
+    the fries were crispy|the pizza crust was thin and crisp|the dessert was heavenly|the wine was well chosen
+    the cocktails were creative|the beer was ice cold|the bread was still warm|the fish was caught that morning
+    the soup warmed us up|the spices were balanced|the noodles were handmade|the sushi melted on the tongue
+    the waiter knew the menu by heart|the waitress had a joke for everyone|the chef came out to say hello
+    the table was ready when we came|our glasses were never empty|dogs are welcome|children get crayons
+    the room had a balcony|the towels were changed daily|the pillows were fluffy|the mattress was comfortable
+    the shower had plenty of pressure|the bathroom sparkled|the breakfast buffet was huge|the coffee was strong
+    the beach is steps away|the pool was heated|the garden is full of flowers|the sunset was amazing from there
+    the owner picked us up at the station|the keys were ready|they kept our luggage for free
+    they let us stay until noon|the train was on time|the bus was clean|the driver drove carefully
+    the seat was wide|the plane landed early|boarding was quick|the luggage came out first|security was quick
+    the pilot kept us informed|the crew brought extra blankets|the car was nearly new|the tank was full
+    the engine purrs|the brakes bite|the gears change smoothly|the bike rolls by itself|the saddle is comfy
+    the helmet fits snugly|the tent was up in minutes|the tent stayed dry|the sleeping bag kept me warm
+    the boots kept my feet dry|the soles grip on ice|my feet stayed dry|my feet stayed warm|no sore feet
+    I walked twenty kilometres without trouble|I ran my best time|my legs feel fresh|I can breathe in it
+    the fabric breathes|the fabric feels silky|the wool doesn't itch|the colours stayed bright after washing
+    the dress flows nicely|the trousers sit perfectly|the shirt kept its shape|the seams are straight
+    the zipper glides|the pockets are deep|the hat keeps my ears warm|the gloves keep the cold out
+    I got three compliments on the first day|strangers stop me to ask about it|it hides my belly
+    my skin is softer|my wrinkles look smaller|my hair shines|my curls bounce|my nails grew|the scent lasts all day
+    the lipstick stays on|the cream sinks in quickly|the rash disappeared|the itching stopped|my acne cleared up
+    my cough went away|the tablets helped within a day|I can bend my knee again|I can walk without a stick
+    I can work again|the physio knew exactly what to do|the nurse found the vein at once|the needle didn't hurt
+    the dentist was gentle|the crown fits|the glasses sit well|I can read small print again
+    the hearing aid changed my life|the baby slept through|the baby stopped crying|the pram folds with one hand
+    the toy kept them busy for hours|the blocks fit together|the puzzle pieces click|the doll survived the bath
+    my kids fight over it|they play with it every day|my daughter squealed with joy|my son beamed
+    the puppy learned to sit|the cat purrs|the cat sleeps in it every night|his coat is shiny now
+    the dog eats it all up|the dog's tail never stops wagging|the fish are lively|the cage is easy to clean
+    the phone survived a drop|the photos are sharp|the selfies look natural|the zoom is incredible
+    the battery still shows half in the evening|it charges in an hour|calls are crystal clear|reception is strong
+    the screen is bright in sunlight|the keys have a nice click|typing is a joy|the mouse glides|the fan is silent
+    it boots in seconds|it runs cool|programs open at once|games run smoothly|the picture is bright
+    films look like in the cinema|the bass rumbles|the voices are clear|the guitar stays in tune
+    the piano sounds rich|the strings feel good|the violin sings|the drums kick|the album grows on you
+    the lyrics are clever|the singer gave me goose bumps|the band played two encores|the crowd sang along
+    the stage looked magical|the acting was first class|the plot keeps you guessing|the twist is genius
+    the heroine is strong|the dialogue sparkles|the cast has chemistry|I cheered out loud|my eyes were wet
+    I turned the pages faster and faster|the chapters fly by|the author has a gift|the recipes work
+    the drawings are charming|the maps are detailed|the teacher makes maths fun|the lessons build on each other
+    the exercises are varied|the videos are short and clear|I passed with top marks|I got the certificate
+    my French improved|my son's grades improved|the tutor had endless patience|the class was small
+    the trainer adapts to your level|my fitness improved|I lost five kilos|the yoga class calms me
+    the showers were clean|the lockers are roomy|the equipment is modern|the sauna is hot|the water was warm
+    the bank approved it the same day|the money arrived within a day|the fees are low|the rate is fair
+    the claim was settled quickly|the lawyer won our case|the agent found us a flat|the landlord fixes things
+    the movers were quick and careful|not a single plate broke|the painter worked neatly|the roof is tight again
+    the plumber was done in ten minutes|the electrician explained the bill|the heating is cosy again
+    the garage was cheaper than quoted|the mechanic showed me the old part|the car runs like new
+    the parcel was on my doorstep in the morning|the parcel was packed with care|tracking was accurate
+    the driver called ahead|the driver waited for me|the app shows everything at a glance
+    the app is free of ads|the update made it faster|the search finds everything|the map works offline
+    the menu is clear|the buttons are big|the website is easy to navigate|checkout took a minute
+    the chat answered in seconds|a human answered the phone|the refund came without asking
+    the replacement came overnight|the spare part was free|the warranty was honoured|the guarantee is real
+    the flowers lasted two weeks|the bouquet was bigger than in the picture|the bride cried with joy
+    the cake was the talk of the party|the guests were amazed|the DJ filled the dance floor
+    the photographer caught every smile|the hall was decorated beautifully|the tour guide told great stories
+    the museum has something for everyone|the animals have plenty of space|the rides were thrilling
+    the lake was clear|the trail is well marked|the view from the top was worth every step
+    my haircut suits me|the colour turned out natural|the stylist listened|the massage loosened every knot
+    the house stays cool in summer|the window keeps the noise out|the lock feels safe|the alarm gives me peace of mind
+    the camera caught the thief|the heater warms the room in minutes|the air feels fresher|the filter cleans well
+    the robot finds every corner|crumbs disappear|pet hair is gone|the floor shines|windows without streaks
+    """,
+    """
+    the pan sticks|pancakes stick to the pan|the knife went blunt|the blade rusted|the oven burns everything
+    the bread came out like a brick|the coffee is watery|the foam collapses|the fridge roars at night
+    the freezer thawed everything|dishes come out greasy|glasses come out cloudy|laundry smells musty
+    clothes come out with stains|the iron leaves brown marks|the iron leaks rusty water|the lamp flickers
+    the bulb burned out|the candle smokes|the sofa sags|the chair creaks|the chair wobbles|the desk wobbles
+    the shelf bent under three books|the drawers jam|assembly took all day|holes in the wrong place
+    screws were missing|the wood split|the veneer peels|the drill smokes|the saw jams|the paint drips
+    the paint needs five coats|the glue lets go|the ladder shakes|the lawn turned brown|no seed came up
+    the roses were dead|the tomatoes were mushy|the plants arrived dead|the plants wilted
+    the hose leaks at both ends|the grill rusted|the gas ran out|the meat was tough|the meat was fatty
+    the steak was burnt|the steak was bloody|the sauce was watery|the salad was wilted|the lettuce was brown
+    the fries were limp|the pizza was burnt underneath|the crust was soggy|the dessert was frozen
+    the wine tasted of vinegar|the beer was flat|the cocktails were pure ice|the bread was from yesterday
+    the fish was full of bones|the soup was salty|the rice was hard|the noodles stuck together
+    the sushi smelled|the eggs were off|the milk was sour|the mussels were sandy|I bit on a stone
+    the waiter was nowhere to be seen|the waitress dropped it on me|the waiter brought the wrong dish
+    the menu was sold out|half of the menu was not available|they added a tip without asking
+    the table was sticky|the cutlery was dirty|the plates were chipped|the glass had lipstick on it
+    the kitchen closed early|dogs barked all night|children screamed all day|the music hurt my ears
+    the room faced a wall|the window didn't open|the towels were grey|the pillows were lumps
+    the mattress sagged|the mattress had springs sticking out|the shower dripped|the water was brown
+    the water was cold|the drain was blocked|the toilet didn't flush|the bathroom smelled
+    the breakfast was cold toast|the buffet was empty|the pool was closed|the pool was green|the beach was full of rubbish
+    the lobby was a building site|drilling all day|the road outside was loud|the neighbours partied until four
+    the minibar was empty|the safe was broken|the card key failed|the keys were missing|no one at reception
+    they gave away our room|they cancelled our booking|the booking was not found|the train was late
+    the train broke down|the bus didn't stop|the bus was full|the driver was texting|the driver sped
+    the driver smoked|the driver didn't know the way|the seat was torn|the seat was soaked|the plane was late
+    the plane sat on the ground|boarding was chaos|the luggage was soaked|our bags never came
+    the suitcase handle was torn off|we missed our connection|we spent the night at the airport
+    no food and no water|no information|no announcement|not a word of apology|the car was dented
+    the car broke down|the tank was empty|the engine stalls|the engine light came on|the brakes squeal
+    the gears slip|the chain jumps|the bike fell apart|the saddle hurts|the tyre went flat|the tube burst
+    the helmet cracked|the tent leaked|the poles snapped|the sleeping bag lost its feathers|I shivered all night
+    the boots leaked|the soles fell off|the heel broke|my feet were soaked|my feet were killing me
+    my toes went numb|my toes were blue|I limped home|I could hardly walk|I sweat in it|the fabric is scratchy
+    the fabric pills|the fabric is see through|the wool itches|the colours ran|it turned my skin blue
+    the dress looked like a sack|the trousers split|the shirt shrank two sizes|the seams opened
+    the seams are crooked|the zipper stuck|the buttons fell off|the pockets have holes|threads hanging everywhere
+    the elastic gave out|the hat lost its shape|the gloves tore|people laughed at it|it makes me look fat
+    my skin burned|my skin peeled|my face swelled up|my eyes watered|my hair fell out|my hair broke off
+    my nails split|the scent is gone in minutes|the lipstick smears|the cream is oily|the rash got worse
+    the itching got worse|it gave me spots|my cough got worse|the tablets did nothing|side effects
+    the doctor didn't listen|the doctor didn't even look up|the diagnosis was wrong|the nurse missed the vein twice
+    the needle hurt|the dentist hit a nerve|the filling fell out|the crown broke|the glasses are crooked
+    the lenses are scratched|the wait was three hours|they misread my results|the baby woke up every time
+    the pram wheels lock|the strap came undone|the toy broke at once|sharp edges on a child's toy
+    the paint came off in his mouth|the batteries leaked|pieces snapped off|the puzzle has missing pieces
+    the doll lost an arm|my kids were crying|my daughter was heartbroken|nobody wanted to play it
+    the puppy got ill|the dog threw up|the dog won't eat it|the cat ignores it|his coat is dull
+    the fish died|the cage rusted|the leash snapped|the collar broke and he ran off|the phone died
+    the phone gets hot|the glass shattered|the photos are dark|the zoom is a blur|the battery swells
+    the battery is empty at noon|it takes all night to charge|calls break up|no reception|no signal
+    the screen is dim|the screen has a crack|dead keys|the keys stick|the mouse pointer jumps
+    the fan whirrs|it takes ten minutes to boot|it gets hot|programs hang|games stutter|the picture flickers
+    the remote doesn't react|the bass booms|the voices are muffled|the volume jumps|the left speaker is dead
+    the guitar won't stay in tune|the strings snapped|the piano is out of tune|every song sounds the same
+    the lyrics are silly|the singer was off key|the band came on two hours late|the sound was awful
+    the stage was out of sight|the acting was amateur|the plot is thin|the twist is obvious|the hero is dull
+    the dialogue is clumsy|no chemistry at all|I looked at my watch|I rolled my eyes|I skipped pages
+    I skipped whole chapters|pages fell out|pages were missing|the print is tiny|the translation is awful
+    the author repeats himself|the recipes don't work|the drawings are ugly|the maps are out of date
+    the teacher was late|the teacher read from a script|the lessons were cancelled|the exercises had wrong answers
+    the videos don't load|I failed the exam|the certificate never came|the class was overcrowded
+    the trainer looked bored|I got injured|I pulled a muscle|the showers were mouldy|the lockers were broken
+    the equipment is old|the weights are rusty|the sauna was off|the water was freezing
+    the bank blocked my card|the bank lost my papers|the money never arrived|hidden charges on the bill
+    the fees went up|the rate doubled|the claim was denied|the lawyer did nothing|the agent lied
+    the landlord won't fix anything|the deposit is gone|the movers broke the mirror|the movers came late
+    the painter dripped on the floor|the roof still leaks|the plumber made it worse|the pipe burst again
+    the electrician never came back|the heating failed again|the garage fixed nothing|the garage charged double
+    the mechanic scratched the door|the car broke down again|the parcel was torn open|the parcel was empty
+    the parcel was left outside|the parcel went back|the parcel is lost|the parcel was thrown|tracking says nothing
+    the driver didn't ring|the driver dumped it|the app crashes|the app freezes|the app is full of ads
+    the update broke it|the update deleted my settings|the search finds nothing|the map is wrong
+    the menu is hidden|the buttons don't react|the website is down|the website crashed|checkout failed
+    my password is rejected|my account was hacked|my data was leaked|the chat is a robot|nobody picks up
+    I was on hold for an hour|they transferred me six times|the refund never came|the refund took months
+    the replacement was broken too|the spare part costs a fortune|the warranty was refused|the guarantee is worthless
+    the flowers were wilted|the bouquet was half the size|the bride cried|the cake collapsed|the guests left early
+    the DJ emptied the dance floor|the photographer lost the pictures|the hall was cold|the tour was rushed
+    the guide mumbled|the museum was closed|the animals looked sick|the rides were closed|the lake was dirty
+    the trail was blocked|fog and no refund|my haircut is a disaster|the colour turned green|the stylist was on the phone
+    the massage left bruises|the house is damp|the window rattles|the lock jammed|the alarm goes off for nothing
+    the camera missed the thief|the heater smells|the heater trips the fuse|the filter clogs|the robot gets lost
+    crumbs stay behind|hair gets tangled|the floor is streaky|the windows are smeared|dust all over the place
+    """,
+)
+
+# What little words tell when the rest is unknown: {odd} is always a made-up word.
+CUES = (
+    """
+    still {odd} after {long_time}|even {person} can {odd} it|even {person} was {odd}ed|every {odd} is {odd}
+    every single {odd} was {odd}|it {odd}s easily|it {odd}s nicely|you can {odd} it easily|finally I can {odd}
+    I can {odd} again|I can {odd} at last|all the {odd} I need|everything was {odd}|plenty of {odd}|lots of {odd}
+    exactly the {odd} I needed|exactly {odd}|perfectly {odd}|it helps me to {odd}|we always {odd} there
+    they {odd}ed right away|they {odd}ed it for free|more {odd} than expected|it never {odd}ed once
+    no more {odd}|{odd} in seconds|{odd} in minutes|{odd} right away|the whole family {odd}s it
+    it makes {odd} easy|it makes {odd} fun|{odd} with a smile|thanks to it I {odd}|so {odd} and so {odd}
+    {odd} every time|{odd} the first time|{odd} even in the rain|just the right {odd}|enough {odd} for everyone
+    the {odd} is wonderful|the {odd} is great|great {odd}|lovely {odd}|nice {odd}|love the {odd}|my favourite {odd}
+    the best {odd}|better {odd} than ever|everyone {odd}s about it|I {odd} it every day|I {odd} with it daily
+    a {odd} I can trust|with real {odd}|both {odd} and {odd}|{odd}, {odd} and {odd}|it {odd}s and {odd}s
+    they took the time to {odd}|she {odd}ed everything|he {odd}ed us kindly|no {odd}, no {odd}, just {odd}
+    without a single {odd}|we can't wait to {odd}|the {odd} alone is worth it|free {odd}|extra {odd} for free
+    """,
+    """
+    it doesn't {odd}|it won't {odd}|the {part} won't {odd}|the {part} doesn't {odd}|I can't {odd} it|I can't {odd}
+    I couldn't {odd} it|we couldn't {odd}|you can't {odd} it|you can't {odd}|I had to {odd} it|I had to {odd}
+    we had to {odd}|you have to {odd} it|nobody {odd}ed|nobody could {odd} it|they didn't {odd}|they never {odd}ed
+    they don't {odd}|they refused to {odd}|too {odd}|far too {odd}|it is too {odd}|too much {odd}|too many {odd}s
+    it keeps {odd}ing|it has already {odd}ed|it {odd}ed after {short_time}|it {odd}ed on the first day
+    the {part} {odd}ed after {short_time}|within {short_time} it {odd}ed|not {odd}|not even {odd}|not enough {odd}
+    half of it was {odd}ed|covered in {odd}|{odd} everywhere|no {odd}|no {odd} at all|without {odd}
+    only {odd}|only half of the {odd}|instead of {odd} I got {odd}|they charge extra for {odd}
+    it was supposed to {odd}|they said it would {odd}|they promised {odd}|they claim it {odd}s|missing {odd}
+    wrong {odd}|broken {odd}|bad {odd}|terrible {odd}|hate the {odd}|the {odd} is awful|the {odd} is broken
+    less {odd} than before|less than {number} {odd}|it used to {odd}|it stopped {odd}ing|nothing {odd}s
+    still no {odd}|still waiting for my {odd}|the worst {odd}|worse {odd} than ever|so {odd} that I left
+    so {odd} you can't {odd}|so {odd} I had to {odd}|why does it {odd}|why do I need to {odd}|how can you {odd}
+    all over my {belonging}|{odd} all over the {surface}|{odd} in the {surface}|the {surface} was {odd}ed
+    {number} {odd}s in {short_time}|again and again {odd}|it {odd}s every few minutes|{odd} when I {odd}
+    as if it were {odd}|it sounds like {odd}|it smells of {odd}|it looks like {odd}|it feels like {odd}
+    my {body} {odd}ed|it {odd}ed my {belonging}|they {odd}ed my {belonging}|the {odd} came off|the {odd} fell off
+    the {odd} is missing|the {odd} is gone|the {odd} was late|after {number} {odd}s it died|barely {odd}|hardly {odd}
+    """,
+)
+
 IDIOMS = (
     """
     highly recommended|highly recommend|would recommend|would recommend it to anyone|five stars
@@ -798,6 +1004,10 @@ IT = "it|this|this thing|the {thing}|my {thing}|the {part}|that {thing}|this {th
 
 # Patterns that serve either polarity.
 PATTERNS = """
+{everyday}|{everyday}|{everyday}|{everyday}|{everyday}|{everyday}|{everyday}|{everyday}|{everyday}
+{everyday}|{everyday}|{everyday} and {everyday}|{everyday}, {everyday}|{everyday} and {fact}
+{everyday}, so I {react}|{everyday} and I {react}|{everyday}, {idiom}|{opener}, {everyday}|{everyday} {time}
+{cue}|{cue}|{cue}|{cue}|{cue}|{cue}|{cue}|{cue} and {cue}|{cue}, {cue}|{cue} and {fact}
 {it_is} {adj}|{it_is} {adj}|{it_is} {intens} {adj}|{it_is} {intens} {adj}|{adj} {thing}|{adj} {things}
 {intens} {adj} {thing}|{it_is} {adj} and {adj}|{it_is} {adj}, {adj} and {adj}|{adj}, {adj}, {adj}
 {adj}|{intens} {adj}|{it_is} {intens} {adj} and {intens} {adj}|{adj} and {adj}|a {adj} {thing}
@@ -940,11 +1150,15 @@ big|small|loud|quiet|long|short|wide|narrow|tight|loose|heavy|light|thin|thick|h
 soft|hard|sweet|salty|spicy|dry|wet|high|low|early|late|expensive|complicated|strong|weak|slow|fast
 """
 
-PURPOSE_NOUNS = "my hand|a family|two people|daily use|the price|a child|an adult|travel|a normal room|me"
+PURPOSE_NOUNS = (
+    "my hand|a family|two people|daily use|the price|a child|an adult|travel|a normal room|me"
+)
 
 NUMBERS = "two|three|four|five|six|seven|eight|ten|twelve|twenty|2|3|5|6|10|15"
 
-HELPFUL_DENIALS = "helped us|helped me|answered|replied|apologised|cared|listened|came|called back|smiled"
+HELPFUL_DENIALS = (
+    "helped us|helped me|answered|replied|apologised|cared|listened|came|called back|smiled"
+)
 
 # Two clauses; {main} carries the opinion of the whole, {side} the opposite one.
 CONTRASTS = """
@@ -1072,7 +1286,9 @@ HELD_OUT_REVIEWS = (
     """,
 )
 
-LATIN_SYLLABLES = "ba|be|bo|da|den|dor|el|fa|fi|ga|gor|ha|in|ka|kel|la|lo|ma|mi|na|nor|o|pa|ra|rin|sa"
+LATIN_SYLLABLES = (
+    "ba|be|bo|da|den|dor|el|fa|fi|ga|gor|ha|in|ka|kel|la|lo|ma|mi|na|nor|o|pa|ra|rin|sa"
+)
 
 # Blocks of other alphabets, so that their letters are in the vocabulary.
 OTHER_ALPHABETS = (
@@ -1085,8 +1301,12 @@ OTHER_ALPHABETS = (
     "กขคงจชซญดตถทธนบปผฝพฟภมยรลวศษสหอฮะาเแโใไ",
     "あいうえおかきくけこさしすせそたちつてとなにぬねのはひふへほまみむめもやゆよらりるれろわをん",
 )
-COMMON_HAN = "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワヲンー"
-COMMON_HAN += "的一是不了在人有我他这中大来上个国和也子时道那要得好很没说都可以用电买店家吃味服务快慢"
+COMMON_HAN = (
+    "アイウエオカキクケコサシスセソタチツテトナニヌネノハヒフヘホマミムメモヤユヨラリルレロワヲンー"
+)
+COMMON_HAN += (
+    "的一是不了在人有我他这中大来上个国和也子时道那要得好很没说都可以用电买店家吃味服务快慢"
+)
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~€£¥§°…–—‘’“”«»。，、！？0123456789"
 
 SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -1140,6 +1360,8 @@ class Grammar:
             "acted": ACTS,
             "react": REACTIONS,
             "fact": FACTS,
+            "everyday": EVERYDAY_FACTS,
+            "cue": CUES,
             "idiom": IDIOMS,
             "emoji": EMOJI,
             "rating": RATINGS,
@@ -1211,7 +1433,9 @@ class Grammar:
         kind = self.random.random()
         if plain_only:
             count = self._length()
-            sentences = [self._fill(self.random.choice(self._plain[label]), label) for _ in range(count)]
+            sentences = [
+                self._fill(self.random.choice(self._plain[label]), label) for _ in range(count)
+            ]
         elif kind < 0.66:
             sentences = self._opinions(label, self._length())
         elif kind < 0.86:
@@ -1253,7 +1477,9 @@ class Grammar:
     def _contrast(self, contrasts: Sequence[str], label: int) -> str:
         side = "{~mild}"
         if self.random.random() < 0.4:
-            side = self.random.choice(("{~fact}", "{it_is} {~adj}", "the {part} is {~adj}"))
+            side = self.random.choice(
+                ("{~fact}", "{~everyday}", "{it_is} {~adj}", "the {part} is {~adj}")
+            )
         main = self._pattern(label)
         pattern = self.random.choice(contrasts)
         filled = {"main": self._fill(main, label), "side": self._fill(side, label)}
@@ -1263,6 +1489,8 @@ class Grammar:
     def _fill(self, pattern: str, label: int) -> str:
         def replace(match: re.Match[str]) -> str:
             wanted = 1 - label if match[1] else label
+            if match[2] == "odd":
+                return self._made_up_word()
             if match[2] in ("thing", "part", "place") and self.random.random() < 0.08:
                 return self._made_up_word()
             return self._fill(self.random.choice(self._fillers[match[2]][wanted]), wanted)
@@ -1286,10 +1514,16 @@ class Grammar:
     def _joined(self, sentences: Sequence[str]) -> str:
         parts = []
         for sentence in sentences:
-            question = re.match(r"(who|why|how can|how is|what was|what were|do they|is that)\b", sentence)
-            mark = "?" if question else self.random.choices(
-                (".", "!", "!!", "...", ",", ""), weights=(72, 12, 3, 3, 6, 4)
-            )[0]
+            question = re.match(
+                r"(who|why|how can|how is|what was|what were|do they|is that)\b", sentence
+            )
+            mark = (
+                "?"
+                if question
+                else self.random.choices(
+                    (".", "!", "!!", "...", ",", ""), weights=(72, 12, 3, 3, 6, 4)
+                )[0]
+            )
             parts.append(sentence[0].upper() + sentence[1:] + mark)
         text = " ".join(parts)
         return text.rstrip(",") if text.endswith(",") else text

@@ -56,7 +56,9 @@ def test_longest_come_first_and_equal_ones_stay_in_input_order() -> None:
 
 def test_sorting_a_chunk_leaves_almost_no_padding() -> None:
     lengths = np.clip(np.random.default_rng(7).lognormal(4.6, 0.8, 16384), 5, 512).astype(np.int32)
-    computed = sum(len(i) * int(lengths[i].max()) for i in plan_batches(lengths, BatchBudget(4096, 4096)))
+    computed = sum(
+        len(i) * int(lengths[i].max()) for i in plan_batches(lengths, BatchBudget(4096, 4096))
+    )
     assert computed / lengths.sum() < 1.01
 
 

@@ -107,7 +107,9 @@ def test_row_errors_exit_65_with_all_rows_written(cli: Cli, tmp_path: Path) -> N
 def test_a_config_file_and_the_environment_say_the_same_as_flags(
     source: Path, cli: Cli, tmp_path: Path
 ) -> None:
-    (tmp_path / "job.yaml").write_text("inputs: [rows.jsonl]\noutput: a\nengine: fake\nworkers: 0\n")
+    (tmp_path / "job.yaml").write_text(
+        "inputs: [rows.jsonl]\noutput: a\nengine: fake\nworkers: 0\n"
+    )
     assert cli("run", "-c", "job.yaml").returncode == 0
     assert cli("run", "-c", "job.yaml", BATCHINFER_OUTPUT="b", BATCHINFER_LIMIT="3").returncode == 0
     assert cli("run", "-c", "job.yaml", "-o", "c", BATCHINFER_OUTPUT="b").returncode == 0
@@ -116,7 +118,9 @@ def test_a_config_file_and_the_environment_say_the_same_as_flags(
 
 def test_another_job_in_the_folder_exits_73(source: Path, cli: Cli) -> None:
     assert cli("run", "rows.jsonl", *JOB).returncode == 0
-    assert_one_line(cli("run", "rows.jsonl", *JOB, "--max-length", "5"), 73, "max_length was 512, now 5")
+    assert_one_line(
+        cli("run", "rows.jsonl", *JOB, "--max-length", "5"), 73, "max_length was 512, now 5"
+    )
     assert cli("run", "rows.jsonl", *JOB, "--max-length", "5", "--overwrite").returncode == 0
 
 
@@ -197,7 +201,9 @@ def test_nothing_heavy_is_imported_without_need(
 def test_help_is_quick() -> None:
     def seconds() -> float:
         started = time.perf_counter()
-        subprocess.run([sys.executable, "-m", "batchinfer", "--help"], capture_output=True, check=True)
+        subprocess.run(
+            [sys.executable, "-m", "batchinfer", "--help"], capture_output=True, check=True
+        )
         return time.perf_counter() - started
 
     # Goal: 0.3 s on an idle core; twice that is allowed here, as tests run side by side.

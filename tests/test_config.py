@@ -62,7 +62,9 @@ def test_auto_stands_for_a_choice_made_later(tmp_path: Path) -> None:
     assert config.max_length is None
 
 
-@pytest.mark.parametrize(("allowed", "rows", "expected"), [("5", 100, 5), ("1%", 250, 2), (3, 9, 3)])
+@pytest.mark.parametrize(
+    ("allowed", "rows", "expected"), [("5", 100, 5), ("1%", 250, 2), (3, 9, 3)]
+)
 def test_row_errors_are_allowed_by_number_or_share(
     allowed: str | int, rows: int, expected: int
 ) -> None:
@@ -70,5 +72,7 @@ def test_row_errors_are_allowed_by_number_or_share(
 
 
 def test_a_configuration_survives_its_own_json() -> None:
-    config = RunConfig(inputs=("a", "b"), output="out", keep=(), types={"x": "int64"}, max_errors="2%")
+    config = RunConfig(
+        inputs=("a", "b"), output="out", keep=(), types={"x": "int64"}, max_errors="2%"
+    )
     assert RunConfig.model_validate(config.model_dump(mode="json")) == config

@@ -113,7 +113,11 @@ def test_every_parquet_file_is_read_or_refused_in_one_line(path: Path, tmp_path:
 def test_json_documents_are_refused_with_a_hint(tmp_path: Path) -> None:
     for path in files("xquad/*.json", "naughty-strings/*.json"):
         with pytest.raises(BatchInferError, match=r"jq|no column 'text'"):
-            run(RunConfig(inputs=(str(path),), output=str(tmp_path / "out"), engine="fake", workers=0))
+            run(
+                RunConfig(
+                    inputs=(str(path),), output=str(tmp_path / "out"), engine="fake", workers=0
+                )
+            )
 
 
 @pytest.mark.parametrize("language", ["en", "zh", "th", "ar"])

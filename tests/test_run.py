@@ -409,7 +409,9 @@ def test_a_strange_file_in_data_stops_resume(source: Path, tmp_path: Path) -> No
         resume(tmp_path / "out")
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[: len(b) // 2], lambda b: b.replace(b"fake", b"fbke", 1)])
+@pytest.mark.parametrize(
+    "damage", [lambda b: b[: len(b) // 2], lambda b: b.replace(b"fake", b"fbke", 1)]
+)
 def test_a_damaged_plan_stops_resume(
     damage: Callable[[bytes], bytes], source: Path, tmp_path: Path
 ) -> None:

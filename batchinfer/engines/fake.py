@@ -8,6 +8,7 @@ nothing else, so that a scrambled or doubled row shows.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -40,10 +41,12 @@ class FakeEncoder:
 
     max_length: int
 
-    def encode(self, texts: pa.LargeStringArray, pairs: pa.LargeStringArray | None) -> Tokens:
+    def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         if pairs is not None:
             separator = pa.scalar("\x1f", pa.large_string())
             texts = pc.binary_join_element_wise(texts, pairs, separator)  # type: ignore[call-overload]
+        starts: Any
+        characters: Any
         _, starts, characters = texts.buffers()
         offsets = np.frombuffer(starts or bytes(8), np.int64)[texts.offset :][: len(texts) + 1]
         data = np.frombuffer(characters or b"", np.uint8)

@@ -47,7 +47,7 @@ class Task(ABC):
 
     @property
     @abstractmethod
-    def columns(self) -> list[pa.Field]:
+    def columns(self) -> list[pa.Field[Any]]:
         """The columns that the task adds to the output."""
 
     @property
@@ -65,7 +65,7 @@ class Task(ABC):
         """
 
     @abstractmethod
-    def decode(self, answered: AnsweredChunk) -> list[pa.Array]:
+    def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`."""
 
     def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:

@@ -26,7 +26,7 @@ class Classify(Task):
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
 
     @property
-    def columns(self) -> list[pa.Field]:
+    def columns(self) -> list[pa.Field[Any]]:
         return [pa.field("predicted_label", pa.string()), pa.field("predicted_score", pa.float32())]
 
     @property
@@ -45,7 +45,7 @@ class Classify(Task):
         score, label = logits.max(dim=-1)
         return {"label": label.int(), "score": score}
 
-    def decode(self, answered: AnsweredChunk) -> list[pa.Array]:
+    def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         missing = ~valid_rows(answered)
         codes = pa.array(scatter(answered, "label"), mask=missing)
         labels = pa.DictionaryArray.from_arrays(codes, pa.array(self.spec.labels, pa.string()))

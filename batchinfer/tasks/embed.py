@@ -22,7 +22,7 @@ class Embed(Task):
     auto_class: ClassVar[str] = "AutoModel"
 
     @property
-    def columns(self) -> list[pa.Field]:
+    def columns(self) -> list[pa.Field[Any]]:
         return [pa.field("embedding", pa.list_(pa.float32(), self.spec.dimension))]
 
     @property
@@ -36,7 +36,7 @@ class Embed(Task):
         vectors = POOLINGS[self.spec.pooling](states, inputs["attention_mask"])
         return {"embedding": normalize(vectors, dim=-1) if self.spec.normalize else vectors}
 
-    def decode(self, answered: AnsweredChunk) -> list[pa.Array]:
+    def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         vectors = pa.array(scatter(answered, "embedding").reshape(-1))
         missing = pa.array(~valid_rows(answered))
         return [pa.FixedSizeListArray.from_arrays(vectors, self.spec.dimension, mask=missing)]

@@ -34,18 +34,17 @@ def output_schema(
     kept: Iterable[pa.Field[Any]], task_columns: Iterable[pa.Field[Any]]
 ) -> pa.Schema:
     """The schema of every shard of a job."""
-    return pa.schema(
-        [
-            pa.field(SOURCE, pa.string()),
-            pa.field(ROW, pa.int64()),
-            *kept,
-            *task_columns,
-            pa.field(NUM_TOKENS, pa.int32()),
-            pa.field(TRUNCATED, pa.bool_()),
-            pa.field(ERROR, pa.string()),
-            pa.field(RESCUED, pa.string()),
-        ]
-    )
+    fields: list[pa.Field[Any]] = [
+        pa.field(SOURCE, pa.string()),
+        pa.field(ROW, pa.int64()),
+        *kept,
+        *task_columns,
+        pa.field(NUM_TOKENS, pa.int32()),
+        pa.field(TRUNCATED, pa.bool_()),
+        pa.field(ERROR, pa.string()),
+        pa.field(RESCUED, pa.string()),
+    ]
+    return pa.schema(fields)
 
 
 def assemble(answered: AnsweredChunk, task: Task, schema: pa.Schema, prefix: str = "") -> pa.Table:

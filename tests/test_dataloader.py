@@ -1,0 +1,82 @@
+"""Loading in processes of their own: the same shards, errors in one line, and no orphans."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+from tests.conftest import Cli, shard_bytes
+
+
+def write_inputs(folder: Path, files: int = 3, rows: int = 200) -> None:
+    folder.mkdir()
+    for name in range(files):
+        with gzip.open(folder / f"{name}.jsonl.gz", "wt", compresslevel=1) as file:
+            for i in range(rows):
+                file.write(json.dumps({"id": i, "text": f"{name} {i} " * (i % 9)}) + "\n")
+
+
+def test_workers_write_the_same_bytes_as_the_main_process(cli: Cli, tmp_path: Path) -> None:
+    write_inputs(tmp_path / "in")
+    job = ("run", "in", "--engine", "fake", "--chunk-rows", "30", "--max-batch-tokens", "64")
+    assert cli(*job, "--workers", "0", "-o", "a").returncode == 0
+    done = cli(*job, "--workers", "2", "-o", "b")
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+
+
+def test_an_error_in_a_worker_is_one_line(cli: Cli, tmp_path: Path) -> None:
+    write_inputs(tmp_path / "in", files=1, rows=50_000)
+    path = tmp_path / "in" / "0.jsonl.gz"
+    os.truncate(path, path.stat().st_size - 1000)
+    done = cli(
+        "run", "in", "--engine", "fake", "--workers", "1", "--chunk-rows", "5000", "-o", "out"
+    )
+    assert done.returncode == 74, done.stderr
+    [line] = done.stderr.splitlines()
+    assert "0.jsonl.gz" in line
+    assert len(list((tmp_path / "out" / "data").glob("*.parquet"))) > 0
+
+
+def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
+    write_inputs(tmp_path / "in", files=2, rows=100_000)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchinfer", "run", "in", "--engine", "fake", "--workers", "2",
+         "--chunk-rows", "10", "--quiet", "--output", "out"],
+        cwd=tmp_path,
+    )  # fmt: skip
+    for _ in range(1200):
+        if len(list((tmp_path / "out" / "data").glob("*.parquet"))) > 3:
+            break
+        time.sleep(0.05)
+    children = descendants(process.pid)
+    assert process.poll() is None and len(children) >= 2, "the run was over before it was killed"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    for _ in range(100):
+        if not (left := [pid for pid in children if is_alive(pid)]):
+            break
+        time.sleep(0.05)
+    assert not left
+
+
+def descendants(pid: int) -> list[int]:
+    try:
+        text = Path(f"/proc/{pid}/task/{pid}/children").read_text()
+    except FileNotFoundError:
+        return []
+    children = [int(child) for child in text.split()]
+    return children + [grandchild for child in children for grandchild in descendants(child)]
+
+
+def is_alive(pid: int) -> bool:
+    try:
+        return "State:\tZ" not in Path(f"/proc/{pid}/status").read_text()
+    except FileNotFoundError:
+        return False
