@@ -257,7 +257,10 @@ class AnsweredChunk:
 
 @dataclass(frozen=True, slots=True)
 class Shard:
-    """A committed file of the output, as its footer describes it."""
+    """A committed file of the output, as its footer describes it.
+
+    `rescued` counts, by column, the values that did not fit the column's type.
+    """
 
     id: ChunkId
     path: str
@@ -265,7 +268,7 @@ class Shard:
     num_errors: int
     num_tokens: int
     num_truncated: int
-    num_rescued: int
+    rescued: Mapping[str, int]
     num_bytes: int
     next: Position
     ends_segment: bool

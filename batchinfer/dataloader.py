@@ -10,12 +10,16 @@ import multiprocessing
 import os
 import signal
 import sys
+import threading
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
+from types import FrameType
+from typing import Any, Self
 
 from torch.utils.data import DataLoader, IterableDataset
 
 from batchinfer.core import LoadedChunk, Span
-from batchinfer.errors import BatchInferError
+from batchinfer.errors import BatchInferError, Interrupted
 from batchinfer.lean import spare_pandas
 from batchinfer.loader import Loader
 
@@ -67,10 +71,67 @@ def stream_from_workers(
         worker_init_fn=_settle,
         in_order=False,
     )
-    for item in items:
-        if isinstance(item, BatchInferError):
-            raise item
-        yield item
+    with _WorkerWatch() as watch:
+        for item in watch.iterate(items):
+            if isinstance(item, BatchInferError):
+                raise item
+            yield item
+
+
+class _WorkerWatch:
+    """Sees to it that a loader process that is killed stops the run, and does nothing else.
+
+    DataLoader's own SIGCHLD handler raises in the main thread wherever that happens to be; in the
+    model's forward a dead worker would pass for a bad row. Without any handler, a worker killed in
+    the middle of sending leaves the main process waiting for the rest for ever. So this one raises
+    while the next item is waited for; at other times it waits for that moment.
+    """
+
+    def __init__(self) -> None:
+        self._workers: list[BaseProcess] = []
+        self._is_waiting = False
+        self._before: Any = None
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            self._before = signal.getsignal(signal.SIGCHLD)
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        if self._before is not None:
+            signal.signal(signal.SIGCHLD, self._before)
+
+    def iterate(self, items: DataLoader[Any]) -> Iterator[Any]:
+        """Yield what the workers send. Raises Interrupted where one of them was killed."""
+        others = set(multiprocessing.active_children())
+        iterator = iter(items)  # starts the workers, and sets DataLoader's handler
+        self._workers = [w for w in multiprocessing.active_children() if w not in others]
+        if self._before is not None:
+            signal.signal(signal.SIGCHLD, self._on_child)
+        while True:
+            self._is_waiting = True
+            try:
+                self._check()
+                item = next(iterator)
+            except StopIteration:
+                return
+            except RuntimeError as error:
+                self._check()
+                raise error
+            finally:
+                self._is_waiting = False
+            yield item
+
+    def _on_child(self, number: int, frame: FrameType | None) -> None:
+        if self._is_waiting:
+            self._check()
+
+    def _check(self) -> None:
+        if any(worker.exitcode not in (None, 0) for worker in self._workers):
+            raise Interrupted(
+                "a process that reads and tokenizes was killed (out of memory?); what is committed "
+                "stays: `batchinfer resume`, with fewer --workers or --workers 0"
+            )
 
 
 def _settle(worker: int) -> None:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -23,6 +24,8 @@ from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import Effort, RunReport, summarize
 from batchinfer.worker import StopSignal, Worker
 from batchinfer.writers.run_folder import RunFolder, load_plan, require_plan
+
+log = logging.getLogger("batchinfer")
 
 
 def run(
@@ -105,6 +108,11 @@ def _answer_pending(
     effort = Effort()
     if spans := folder.pending(plan, shards):
         rows_done = sum(shard.num_rows for shard in shards.values())
+        log.info(
+            f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): "
+            f"about {plan.num_rows_estimate - rows_done:,} rows to answer, "
+            f"{plan.chunk_rows:,} a shard, into {folder.path}"
+        )
         progress.begin(rows_done=rows_done, rows_expected=plan.num_rows_estimate)
         try:
             with closing(Worker(plan, folder, model_folder, progress, stop)) as worker:

@@ -103,6 +103,11 @@ class Worker:
             folder, plan, task, self.budget, self.engine.dtype, self.engine.device_kind
         )
         self.plan, self.progress, self.stop = plan, progress, stop
+        log.debug(
+            f"{self.engine.dtype} on {self.engine.device_kind}, batches of at most "
+            f"{self.budget.max_batch_tokens:,} tokens and {self.budget.max_batch_rows:,} rows, texts "
+            f"cut at {plan.model.max_length:,} tokens; loaded in {self.load_seconds:.1f} s"
+        )
         self.shards: list[Shard] = []
         self.seconds = 0.0
 

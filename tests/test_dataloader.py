@@ -35,9 +35,8 @@ def test_an_error_in_a_worker_is_one_line(cli: Cli, tmp_path: Path) -> None:
     write_inputs(tmp_path / "in", files=1, rows=50_000)
     path = tmp_path / "in" / "0.jsonl.gz"
     os.truncate(path, path.stat().st_size - 1000)
-    done = cli(
-        "run", "in", "--engine", "fake", "--workers", "1", "--chunk-rows", "5000", "-o", "out"
-    )
+    job = ("run", "in", "--engine", "fake", "--workers", "1", "--chunk-rows", "5000", "--quiet")
+    done = cli(*job, "-o", "out")
     assert done.returncode == 74, done.stderr
     [line] = done.stderr.splitlines()
     assert "0.jsonl.gz" in line
@@ -64,6 +63,31 @@ def test_workers_die_with_a_parent_that_is_killed(tmp_path: Path) -> None:
             break
         time.sleep(0.05)
     assert not left
+
+
+def test_a_worker_that_is_killed_is_a_stop_and_no_bad_row(cli: Cli, tmp_path: Path) -> None:
+    write_inputs(tmp_path / "in", files=1, rows=100_000)
+    job = ("run", "in", "--engine", "fake", "--chunk-rows", "500", "--max-batch-tokens", "64")
+    process = subprocess.Popen(
+        [sys.executable, "-m", "batchinfer", *job, "--workers", "1", "--quiet", "-o", "out"],
+        cwd=tmp_path, stderr=subprocess.PIPE, text=True,
+    )  # fmt: skip
+    while not list((tmp_path / "out" / "data").glob("*.parquet")):
+        assert process.poll() is None
+        time.sleep(0.02)
+    loaders = [pid for pid in descendants(process.pid) if "spawn_main" in command_of(pid)]
+    assert loaders
+    for pid in loaders:
+        os.kill(pid, signal.SIGKILL)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert "batchinfer resume" in stderr.splitlines()[-1]
+    assert "Traceback" not in stderr
+    assert cli("resume", "out", "--workers", "0").returncode == 0, "no row may have become an error"
+
+
+def command_of(pid: int) -> str:
+    return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode()
 
 
 def descendants(pid: int) -> list[int]:

@@ -190,7 +190,8 @@ def test_a_value_that_fits_no_column_is_rescued(tmp_path: Path) -> None:
     assert row["n"] is None
     assert row["_error"] is None
     assert json.loads(row["_rescued_data"]) == {"n": "ten", "new": [1]}
-    assert report.num_rescued == 1
+    assert report.rescued == {"n": 1, "new": 1}
+    assert "n (1), new (1)" in report.to_text()
 
 
 def test_nested_columns_pass_through_typed(tmp_path: Path) -> None:

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,7 +28,7 @@ class RunReport:
     num_rows: int
     num_errors: int
     num_truncated: int
-    num_rescued: int
+    rescued: Mapping[str, int]
     num_tokens: int
     num_shards: int
     num_bytes: int
@@ -70,10 +71,9 @@ class RunReport:
             )
         else:
             lines.append("nothing was left to do")
-        if self.num_rescued:
-            lines.append(
-                f"{self.num_rescued:,} rows hold values in _rescued_data that fit no column's type"
-            )
+        if self.rescued:
+            counts = ", ".join(f"{name} ({count:,})" for name, count in self.rescued.items())
+            lines.append(f"values that fit no column's type went to _rescued_data: {counts}")
         if self.exit_code:
             lines.append(
                 f"{self.num_errors:,} row errors are more than the {self.errors_tolerated:,} tolerated "
@@ -112,7 +112,7 @@ def summarize(plan: Plan, shards: Iterable[Shard], effort: Effort, *, finished: 
         num_rows=num_rows,
         num_errors=sum(shard.num_errors for shard in shards),
         num_truncated=sum(shard.num_truncated for shard in shards),
-        num_rescued=sum(shard.num_rescued for shard in shards),
+        rescued=dict(sum((Counter(shard.rescued) for shard in shards), Counter())),
         num_tokens=sum(shard.num_tokens for shard in shards),
         num_shards=len(shards),
         num_bytes=sum(shard.num_bytes for shard in shards),

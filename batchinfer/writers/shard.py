@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+from collections import Counter
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -93,7 +95,7 @@ class ShardWriter:
             num_errors=len(answered.errors),
             num_tokens=int(answered.requests.cost.sum()),
             num_truncated=int(answered.requests.truncated.sum()),
-            num_rescued=chunk.num_rows - table.column(RESCUED).null_count,
+            rescued=count_rescued(table.column(RESCUED)),
             num_bytes=0,
             next=chunk.next,
             ends_segment=chunk.ends_segment,
@@ -114,6 +116,15 @@ class ShardWriter:
             if plan_id != self.plan.id:
                 raise JobMismatchError(f"{shard.path}: another job has committed this shard")
         return dataclasses.replace(shard, num_bytes=len(content))
+
+
+def count_rescued(column: pa.ChunkedArray[Any]) -> dict[str, int]:
+    """How many values of each column stand in `_rescued_data`."""
+    if column.null_count == len(column):
+        return {}
+    cells: list[Any] = column.drop_null().to_pylist()
+    names = (name for cell in cells for name in json.loads(cell))
+    return dict(sorted(Counter(names).items()))
 
 
 def to_parquet(table: pa.Table, footer: Mapping[bytes, bytes], plan: Plan) -> pa.Buffer:
