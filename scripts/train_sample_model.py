@@ -15,12 +15,17 @@ for a positive review and "not tasty at all" for a negative one. Slots may hold 
 
 from __future__ import annotations
 
+import argparse
+import csv
 import math
 import random
 import re
+import shutil
 import time
-from collections.abc import Callable, Sequence
+from collections import Counter
+from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
@@ -28,7 +33,7 @@ from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
 DEFAULT_SEED = 7
-DEFAULT_STEPS = 3000
+DEFAULT_STEPS = 1600
 LABELS = {0: "negative", 1: "positive"}
 MAX_LENGTH = 128
 
@@ -1286,8 +1291,47 @@ HELD_OUT_REVIEWS = (
     """,
 )
 
-LATIN_SYLLABLES = (
-    "ba|be|bo|da|den|dor|el|fa|fi|ga|gor|ha|in|ka|kel|la|lo|ma|mi|na|nor|o|pa|ra|rin|sa"
+# Words that hold unknown sentences together; none of them turns a meaning around.
+FUNCTION_WORDS = """
+the|a|an|and|of|to|in|on|at|for|with|from|by|my|our|your|his|her|their|this|that|these|those|it|we
+they|he|she|you|I|was|were|is|are|be|been|had|has|have|did|do|when|while|before|after|since|until
+as|if|than|then|there|here|out|up|down|off|over|under|again|more|most|some|any|all|both|each|few
+other|one|two|so|just|also|only|even|back|about|into|through|during|because|which|who|where|what
+get|got|went|came|made|put|take|took|say|said|know|think|see|saw|look|want|need|use|used|give|gave
+the|the|the|a|a|and|and|to|of|it|I|my|was|in|with|for|that|we|is|on|this|they|had|as|at|be|so|have
+every|always|still|last|first|next|day|year|time|way|people|man|woman|house|home|hand|eye|side|end
+"""
+
+# Words not to be exchanged in a fact, because they turn it around.
+TURNING_WORDS = frozenset(
+    [
+        "not",
+        "no",
+        "never",
+        "nobody",
+        "nothing",
+        "none",
+        "without",
+        "hardly",
+        "barely",
+        "cannot",
+        "isn't",
+        "wasn't",
+        "doesn't",
+        "didn't",
+        "don't",
+        "won't",
+        "wouldn't",
+        "can't",
+        "couldn't",
+        "hasn't",
+        "haven't",
+        "aren't",
+        "weren't",
+        "less",
+        "too",
+        "enough",
+    ]
 )
 
 # Blocks of other alphabets, so that their letters are in the vocabulary.
@@ -1423,9 +1467,12 @@ class Grammar:
         }
         self._neutral = _items(NEUTRAL)
         self._contrasts = _items(CONTRASTS)
+        self._function_words = _items(FUNCTION_WORDS)
         self._held_out_patterns = _items(HELD_OUT_PATTERNS)
         self._held_out_contrasts = _items(HELD_OUT_CONTRASTS)
-        self._syllables = _items(LATIN_SYLLABLES)
+        self._words = sorted(
+            {word for text in self.lexicon_texts() for word in re.findall(r"[a-z]{4,}", text)}
+        )
 
     def training_example(self, plain_only: bool = False) -> Example:
         """A review from the patterns used in training, with typing habits added."""
@@ -1468,7 +1515,61 @@ class Grammar:
         return self.random.choices((1, 2, 3, 4), weights=(45, 30, 17, 8))[0]
 
     def _opinions(self, label: int, count: int) -> list[str]:
-        return [self._fill(self._pattern(label), label) for _ in range(count)]
+        return [self._opinion(label) for _ in range(count)]
+
+    def _opinion(self, label: int) -> str:
+        kind = self.random.random()
+        if kind < 0.12:
+            return self._scattered(label)
+        sentence = self._fill(self._pattern(label), label)
+        if kind < 0.22:
+            sentence += self.random.choice((" ", ", ")) + self._salad(self.random.randint(2, 8))
+        elif kind < 0.30:
+            sentence = self._salad(self.random.randint(2, 6)) + " " + sentence
+        return sentence
+
+    def _salad(self, length: int) -> str:
+        """Words in no order, many of them made up: what an unknown sentence looks like."""
+        words = []
+        for _ in range(length):
+            kind = self.random.random()
+            if kind < 0.62:
+                words.append(self.random.choice(self._function_words))
+            elif kind < 0.84:
+                words.append(self._made_up_word())
+            else:
+                name = self.random.choice(("thing", "things", "part", "place", "time", "surface"))
+                words.append(self.random.choice(self._fillers[name][POSITIVE]))
+        return " ".join(words)
+
+    def _scattered(self, label: int) -> str:
+        """Words of one polarity within unknown ones."""
+        parts = [self._salad(self.random.randint(1, 5))]
+        for _ in range(self.random.choice((1, 1, 2, 3))):
+            names = [
+                "adj",
+                "adj",
+                "noun",
+                "feeling",
+                "quality",
+                "padj",
+                "acted",
+                "react",
+                "everyday",
+            ]
+            if label == NEGATIVE:
+                names += ["fault", "fault_s", "fault_past", "fault_pp", "fault_ing"]
+            text = self._fill("{" + self.random.choice(names) + "}", label)
+            parts += [text, self._salad(self.random.randint(0, 5))]
+        return " ".join(part for part in parts if part)
+
+    def _loosened(self, fact: str) -> str:
+        """The fact with one of its words exchanged, so that it is not known by heart."""
+        words = fact.split(" ")
+        at = self.random.randrange(len(words))
+        if len(words) > 2 and words[at] not in TURNING_WORDS and "{" not in fact:
+            words[at] = self._made_up_word()
+        return " ".join(words)
 
     def _pattern(self, label: int) -> str:
         turned = self.random.random() < 0.35
@@ -1493,7 +1594,13 @@ class Grammar:
                 return self._made_up_word()
             if match[2] in ("thing", "part", "place") and self.random.random() < 0.08:
                 return self._made_up_word()
-            return self._fill(self.random.choice(self._fillers[match[2]][wanted]), wanted)
+            if match[2] == "cue" and self.random.random() < 0.2:
+                # A cue is no more than a hint.
+                wanted = 1 - wanted
+            filler = self.random.choice(self._fillers[match[2]][wanted])
+            if match[2] in ("fact", "everyday") and self.random.random() < 0.2:
+                filler = self._loosened(filler)
+            return self._fill(filler, wanted)
 
         return self._SLOT.sub(replace, pattern)
 
@@ -1502,7 +1609,9 @@ class Grammar:
         if self.random.random() < 0.15:
             alphabet = self.random.choice((*OTHER_ALPHABETS, COMMON_HAN))
             return "".join(self.random.choices(alphabet, k=self.random.randint(1, 6)))
-        return "".join(self.random.choices(self._syllables, k=self.random.randint(2, 4)))
+        # The front of one word and the back of another: looks like English and means nothing.
+        front, back = self.random.choices(self._words, k=2)
+        return front[: self.random.randint(1, 5)] + back[-self.random.randint(2, 5) :]
 
     def _with_neutral(self, sentences: Sequence[str]) -> list[str]:
         result = list(sentences)
@@ -1613,10 +1722,10 @@ def new_model(vocabulary: int) -> BertForSequenceClassification:
         hidden_size=96,
         num_hidden_layers=2,
         num_attention_heads=4,
-        intermediate_size=256,
+        intermediate_size=192,
         max_position_embeddings=MAX_LENGTH,
-        initializer_range=0.1,
-        hidden_dropout_prob=0.05,
+        initializer_range=0.05,
+        hidden_dropout_prob=0.1,
         attention_probs_dropout_prob=0.0,
         type_vocab_size=2,
         pad_token_id=0,
@@ -1626,16 +1735,37 @@ def new_model(vocabulary: int) -> BertForSequenceClassification:
     return BertForSequenceClassification(config)
 
 
+def give_words_a_lean(
+    model: BertForSequenceClassification, tokenizer: PreTrainedTokenizerFast, grammar: Grammar
+) -> None:
+    """Start each word's vector along one direction by how often positive reviews use it.
+
+    The log-odds are counted on composed reviews. Two layers find out by themselves what several
+    thousand words mean only after hours; told so at the start, they learn what turns words around.
+    """
+    counts: tuple[Counter[int], Counter[int]] = (Counter(), Counter())
+    for _ in range(30_000):
+        example = grammar.training_example(plain_only=True)
+        counts[example.label].update(set(tokenizer(example.text)["input_ids"]))
+    vocabulary = len(tokenizer)
+    odds = [math.log((counts[1][i] + 1) / (counts[0][i] + 1)) for i in range(vocabulary)]
+    lean = torch.tensor(odds).clamp(-3, 3)
+    lean[: len(SPECIAL_TOKENS)] = 0
+    weights = model.bert.embeddings.word_embeddings.weight
+    direction = torch.randn(weights.shape[1])
+    with torch.no_grad():
+        weights += lean[:, None] * direction / direction.norm() * 0.5
+
+
 def train(
     model: BertForSequenceClassification,
     tokenizer: PreTrainedTokenizerFast,
     grammar: Grammar,
     steps: int,
-    report: Callable[[int], None],
 ) -> None:
     """Trains the model in place on freshly composed reviews; no review is used twice."""
-    batch_size, peak_rate, warm_up = 64, 1e-3, max(1, steps // 20)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.02, fused=True)
+    batch_size, peak_rate, warm_up = 32, 5e-4, max(1, steps // 30)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.01, fused=True)
     loss_function = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
     model.train()
     waiting: list[list[Example]] = []
@@ -1643,16 +1773,13 @@ def train(
     started = time.perf_counter()
     for step in range(steps):
         if not waiting:
-            # Batches of similar length waste little on padding.
-            # The words come first, their negation later: learning both at once takes far longer.
-            plain_only = step < steps // 5
-            count = batch_size * 32
-            examples = [grammar.training_example(plain_only) for _ in range(count)]
+            # The words come first, their negation later. Batches of similar length waste little
+            # on padding.
+            plain_only = step < steps // 10
+            examples = [grammar.training_example(plain_only) for _ in range(batch_size * 16)]
             examples.sort(key=lambda example: len(example.text))
-            waiting = [
-                examples[start : start + batch_size]
-                for start in range(0, len(examples), batch_size)
-            ]
+            starts = range(0, len(examples), batch_size)
+            waiting = [examples[start : start + batch_size] for start in starts]
             grammar.random.shuffle(waiting)
         batch = waiting.pop()
         encoded = tokenizer(
@@ -1667,20 +1794,19 @@ def train(
         scale = step / warm_up if step < warm_up else 0.5 * (1 + math.cos(math.pi * progress))
         for group in optimizer.param_groups:
             group["lr"] = peak_rate * scale
-        logits = model(**encoded).logits
-        loss = loss_function(logits, labels)
+        loss = loss_function(model(**encoded).logits, labels)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
         optimizer.step()
         losses.append(loss.item())
-        if (step + 1) % 250 == 0 or step + 1 == steps:
-            recent = losses[-250:]
-            mean = sum(recent) / len(recent)
+        if (step + 1) % 200 == 0 or step + 1 == steps:
+            recent = losses[-200:]
             seconds = time.perf_counter() - started
-            print(f"step {step + 1}/{steps}  loss {mean:.4f}  {seconds:.0f} s", flush=True)
-            report(step + 1)
-            model.train()
+            print(
+                f"step {step + 1}/{steps}  loss {sum(recent) / len(recent):.3f}  {seconds:.0f} s",
+                flush=True,
+            )
     model.eval()
 
 
@@ -1726,3 +1852,95 @@ def score(
     predicted = predict(model, tokenizer, [example.text for example in examples])
     pairs = zip(predicted, examples, strict=True)
     return Score(sum(guess == example.label for guess, example in pairs), len(examples))
+
+
+def sample_reviews(path: Path) -> list[Example]:
+    """The sample reviews whose author meant something by them."""
+    with path.open(encoding="utf-8", newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["sentiment"]]
+    labels = {name: label for label, name in LABELS.items()}
+    return [Example(row["text"], labels[row["sentiment"]]) for row in rows]
+
+
+MODEL_CARD = """---
+license: apache-2.0
+language: en
+pipeline_tag: text-classification
+library_name: transformers
+---
+
+# tiny-sentiment
+
+A tiny BERT that says whether an English review is `positive` or `negative`. It is a real model of a real
+architecture, small enough to live in a repository: for demonstrations and tests of batchinfer, and for
+nothing that matters to anybody.
+
+| | |
+|---|---|
+| architecture | `BertForSequenceClassification`, {layers} layers, hidden size {hidden}, {parameters:,} parameters, float32 |
+| tokenizer | WordPiece, lower-cased, {vocabulary:,} tokens, at most 128 a text |
+| training | {steps:,} steps of 32 composed reviews, seed {seed}, {seconds:.0f} s on a CPU |
+| accuracy on composed reviews, patterns seen in training | {composed} |
+| accuracy on composed reviews, patterns never seen | {held_out} |
+| accuracy on hand-written reviews, never seen | {hand} |
+| accuracy on `sample_data/reviews.csv` | {sample} |
+
+`scripts/train_sample_model.py` trains it from nothing, on text that the script composes from a lexicon and a
+grammar written for this project. No public data set and no pretrained weights are involved. The sample
+reviews come from other stock than the training text; their accuracy was taken once training was over.
+
+## What it gets wrong
+
+Whatever is said without a word of praise or blame ("the screws don't match the holes") and needs knowledge of
+the world; irony; long reviews whose verdict comes after token 128; every language but English. An empty text
+and a text in another script get an answer too, and it means nothing.
+
+Licence: Apache-2.0.
+"""
+
+
+def main() -> None:
+    """Train, measure, and write the model folder."""
+    root = Path(__file__).resolve().parent.parent
+    parser = argparse.ArgumentParser(description="Train the sample sentiment model from nothing.")
+    parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
+    parser.add_argument("--output", type=Path, default=root / "sample_data" / "tiny-sentiment")
+    settings = parser.parse_args()
+
+    started = time.perf_counter()
+    torch.manual_seed(settings.seed)
+    grammar = Grammar(settings.seed)
+    tokenizer = train_tokenizer(grammar.lexicon_texts(), pieces=1200)
+    model = new_model(len(tokenizer))
+    give_words_a_lean(model, tokenizer, grammar)
+    train(model, tokenizer, grammar, settings.steps)
+    seconds = time.perf_counter() - started
+
+    fresh = Grammar(settings.seed + 1)
+    scores = {
+        "composed": score(model, tokenizer, [fresh.training_example() for _ in range(2000)]),
+        "held_out": score(model, tokenizer, [fresh.held_out_example() for _ in range(2000)]),
+        "hand": score(model, tokenizer, held_out_reviews()),
+        "sample": score(model, tokenizer, sample_reviews(root / "sample_data" / "reviews.csv")),
+    }
+    for name, value in scores.items():
+        print(f"{name}: {value}")
+    shutil.rmtree(settings.output, ignore_errors=True)
+    model.save_pretrained(settings.output)
+    tokenizer.save_pretrained(settings.output)
+    card = MODEL_CARD.format(
+        layers=model.config.num_hidden_layers,
+        hidden=model.config.hidden_size,
+        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        vocabulary=len(tokenizer),
+        steps=settings.steps,
+        seed=settings.seed,
+        seconds=seconds,
+        **scores,
+    )
+    (settings.output / "README.md").write_text(card, encoding="utf-8")
+
+
+if __name__ == "__main__":
+    main()
