@@ -38,5 +38,8 @@ lint: $(VENV)/.dev
 types: $(VENV)/.dev
 	@$(BIN)/mypy
 
+bench: $(VENV)/.runtime  ## the pipeline without a model: rows a second, peak memory
+	@$(BIN)/python benchmarks/pipeline.py
+
 clean:  ## remove what was built and the virtual environment
 	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

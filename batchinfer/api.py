@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
@@ -17,7 +17,6 @@ from batchinfer.core import (
     ROW,
     SOURCE,
     TRUNCATED,
-    BatchBudget,
     Chunk,
     ChunkId,
     Position,
@@ -52,7 +51,9 @@ def infer(
     """
     import pandas as pd
 
-    config = _settle(RunConfig(model=model, **settings))
+    if isinstance(texts, str):
+        raise UsageError("infer() takes a list of texts: write infer([text])")
+    config = _settle(model, settings)
     column, pair = config.text_column, config.text_pair_column
     frame = (
         texts if isinstance(texts, pd.DataFrame) else pd.DataFrame({column: texts}, dtype=object)
@@ -71,11 +72,7 @@ def infer(
 
     progress = TqdmProgress()
     with closing(create_engine(config, task, folder)) as engine:
-        usual = engine.default_budget
-        budget = BatchBudget(
-            config.max_batch_tokens or usual.max_batch_tokens,
-            config.max_batch_rows or usual.max_batch_rows,
-        )
+        budget = engine.default_budget.override(config.max_batch_tokens, config.max_batch_rows)
         encoder = create_encoder(config, spec, folder)
         loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
         progress.begin(rows_done=0, rows_expected=len(frame))
@@ -97,8 +94,18 @@ def infer(
     return pd.concat([kept, answers], axis=1)
 
 
-def _settle(config: RunConfig) -> RunConfig:
+#: Settings of RunConfig that mean something for texts in memory.
+SETTINGS = (
+    "revision", "trust_remote_code", "task", "engine", "dtype", "max_length", "text_column",
+    "text_pair_column", "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows",
+)  # fmt: skip
+
+
+def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
     """Resolve what is auto, as planning does for files."""
+    if unknown := [name for name in settings if name not in SETTINGS]:
+        raise UsageError(f"infer() takes no '{unknown[0]}'; it takes {', '.join(SETTINGS)}")
+    config = RunConfig.load({"model": model, **settings}, environ={})
     if config.engine == "auto":
         config = config.model_copy(update={"engine": "local"})
     if config.engine == "local" and not config.model:
@@ -121,7 +128,18 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
                 if not isinstance(value, str):
                     errors.setdefault(row, f"no text: column '{name}' holds {type(value).__name__}")
                     values[row] = None
+                elif not _is_unicode(value):
+                    errors.setdefault(row, f"column '{name}' holds half a surrogate pair")
+                    values[row] = None
             arrays.append(pa.array(values, pa.large_string()))
         arrays.append(pa.nulls(len(part), pa.string()))
         table = pa.table(arrays, names=[SOURCE, ROW, *columns, RESCUED])
         yield Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True

@@ -13,14 +13,15 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
 import typer
 
 from batchinfer import __version__
-from batchinfer.config import RunConfig, flag_name, knob_of
+from batchinfer.config import RunConfig, flag_name, knob_of, parts_of
 from batchinfer.errors import BatchInferError
 from batchinfer.lean import spare_pandas
 
@@ -83,14 +84,14 @@ def _option(name: str) -> inspect.Parameter:
     flag = flag_name(name)
     annotation: Any = str | None
     declarations = [flag]
-    parts = list(_parts(field.annotation))
+    parts = parts_of(name)
     metavar = "N" if int in parts else "TEXT"
     if field.annotation is bool:
         annotation = bool | None
         declarations = [f"{flag}/--no-{flag[2:]}"] if field.default else [flag]
-    elif any(typing.get_origin(part) in (tuple, dict) for part in parts):
+    elif tuple in parts or dict in parts:
         annotation = list[str] | None
-        metavar = "NAME=TYPE" if dict in [typing.get_origin(part) for part in parts] else "NAME"
+        metavar = "NAME=TYPE" if dict in parts else "NAME"
     elif typing.get_origin(field.annotation) is Literal:
         metavar = "|".join(typing.get_args(field.annotation))
     if knob["flag"] and not knob["flag"].startswith("--"):
@@ -113,13 +114,6 @@ def _option(name: str) -> inspect.Parameter:
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
     )
-
-
-def _parts(annotation: Any) -> Iterator[Any]:
-    """An annotation and all that it is made of."""
-    yield annotation
-    for part in typing.get_args(annotation):
-        yield from _parts(part)
 
 
 _RUN_FLAGS = [name for name in RunConfig.model_fields if name != "inputs"]
@@ -167,11 +161,13 @@ def resume_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Go on after any failure; the run folder knows its job."""
-    RunConfig.load(flags, environ={})  # a wrong flag is told before anything is opened
+    variables = {n: v for n, v in RunConfig.variables(os.environ).items() if n in _RESUME_FLAGS}
+    changes = {**variables, **flags}
+    RunConfig.load(flags, environ=os.environ)  # what is wrong is told before anything is opened
     with _Conduct(quiet, verbose, no_progress) as (progress, stop):
         from batchinfer.runner import resume
 
-        report = resume(output, progress=progress, stop=stop, **flags)
+        report = resume(output, progress=progress, stop=stop, **changes)
     _finish(report, as_json=json, quiet=quiet)
 
 
@@ -201,16 +197,19 @@ class _Conduct:
 
         def on_signal(number: int, frame: FrameType | None) -> None:
             if stop.is_set:
+                if _is_terminal(sys.stderr):
+                    os.write(2, b"\x1b[?25h\n")  # the bar hid the cursor
                 os._exit(128 + number)
             stop.set()
             name = signal.Signals(number).name
             log.warning(f"{name}: finishing what is begun; once more to leave at once")
 
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            self.before[number] = signal.signal(number, on_signal)
+            if signal.getsignal(number) != signal.SIG_IGN:  # nohup and `&` in scripts ignore some
+                self.before[number] = signal.signal(number, on_signal)
         if not self.shows:
             return Silent(), stop
-        return BarProgress() if sys.stderr.isatty() else LogProgress(), stop
+        return BarProgress() if _is_terminal(sys.stderr) else LogProgress(), stop
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.before.items():
@@ -218,8 +217,9 @@ class _Conduct:
 
 
 def _set_up_logging(quiet: bool, verbose: bool) -> None:
-    handler = logging.StreamHandler(sys.stderr)
-    stamp = "" if sys.stderr.isatty() else "%(asctime)s "
+    logging.raiseExceptions = False  # a closed terminal is no reason to stop
+    handler = logging.StreamHandler(sys.stderr) if sys.stderr else logging.NullHandler()
+    stamp = "" if _is_terminal(sys.stderr) else "%(asctime)s "
     handler.setFormatter(logging.Formatter(f"{stamp}batchinfer: %(message)s"))
     log.handlers = [handler]
     log.propagate = False
@@ -230,7 +230,10 @@ def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:
     """Print the summary and exit with the report's code."""
     if as_json:
         _print(_to_json(report.to_dict()))
-    elif not quiet:
+    elif quiet:
+        for line in report.warnings():
+            log.warning(line)
+    else:
         _print(report.to_text())
     raise typer.Exit(report.exit_code)
 
@@ -240,10 +243,18 @@ def _to_json(value: Mapping[str, Any]) -> str:
 
 
 def _print(text: str) -> None:
+    if sys.stdout is None:
+        return
     try:
         print(text, flush=True)
-    except BrokenPipeError:  # the reader has gone; what was done is done
+    except OSError as error:  # the reader has gone, or its disk is full; what was done is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        if not isinstance(error, BrokenPipeError):
+            log.warning(f"stdout: {error.strerror}: the summary could not be printed")
+
+
+def _is_terminal(stream: TextIO | None) -> bool:
+    return stream is not None and stream.isatty()
 
 
 def _show_version(wanted: bool) -> None:
@@ -289,5 +300,6 @@ def _one_line(error: typer.TyperException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print(f"batchinfer: {message}", file=sys.stderr, flush=True)
+    with suppress(OSError):  # a terminal that is gone can be told nothing
+        print(f"batchinfer: {message}", file=sys.stderr, flush=True)
     return code

@@ -7,15 +7,17 @@ can name the flag, the variable or the line of the file that is wrong.
 
 from __future__ import annotations
 
+import codecs
 import difflib
 import os
 import re
 import typing
 from collections.abc import Mapping
+from fractions import Fraction
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
 from batchinfer.errors import UsageError
 
@@ -36,27 +38,34 @@ def knob(
     return Field(default, description=description, json_schema_extra=extra, **limits)
 
 
-def _split_commas(value: Any) -> Any:
-    """Lists may be written `a,b` in an environment variable or flag."""
-    if isinstance(value, str):
-        return [part.strip() for part in value.split(",") if part.strip()]
-    if isinstance(value, (list, tuple)):
-        return [
-            part
-            for item in value
-            for part in (_split_commas(item) if isinstance(item, str) else [item])
-        ]
-    return value
+def _listed(value: Any) -> Any:
+    """A single value stands for a list of one; names may hold commas."""
+    return [value] if isinstance(value, str) else value
 
 
-def _split_assignments(value: Any) -> Any:
-    """Mappings may be written `a=int64,b=string` in an environment variable or flag."""
+def _assignments(value: Any) -> Any:
+    """Mappings may be written NAME=TYPE, one or several."""
     if isinstance(value, Mapping):
         return value
-    pairs = [str(part).partition("=") for part in _split_commas(value)]
+    if not isinstance(value, (str, list, tuple)):
+        raise ValueError("should be a mapping of names to types")
+    pairs = [str(part).partition("=") for part in _listed(value)]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ValueError(f"'{wrong[0]}' should be written NAME=TYPE")
     return {name: type_name for name, _, type_name in pairs}
+
+
+def _split_variable(value: str) -> list[str]:
+    """An environment variable holds a list as `a,b`; commas within brackets separate nothing."""
+    return [part.strip() for part in re.split(r",(?![^\[(]*[\])])", value) if part.strip()]
+
+
+def _known_encoding(value: str) -> str:
+    """The one name of an encoding, whichever of its names was given."""
+    try:
+        return codecs.lookup(value).name
+    except LookupError:
+        raise ValueError("is no encoding that Python knows") from None
 
 
 def _auto_is_none(value: Any) -> Any:
@@ -69,8 +78,8 @@ def _count_or_percentage(value: Any) -> str:
     return str(value)
 
 
-Names = Annotated[tuple[str, ...], BeforeValidator(_split_commas)]
-Types = Annotated[dict[str, str], BeforeValidator(_split_assignments)]
+Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Types = Annotated[dict[str, str], BeforeValidator(_assignments)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 
@@ -107,12 +116,14 @@ class RunConfig(BaseModel):
         ge=1,
     )
 
-    text_column: str = knob("text", "Column to read", INPUT)
+    text_column: str = knob("text", "Column to read", INPUT, min_length=1)
     text_pair_column: str | None = knob(None, "Second text of a pair", INPUT)
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = knob(
         "auto", "Input format; auto: by the file name", INPUT
     )
-    encoding: str = knob("utf-8", "Text encoding of JSONL and CSV", INPUT)
+    encoding: Annotated[str, AfterValidator(_known_encoding)] = knob(
+        "utf-8", "Text encoding of JSONL and CSV", INPUT
+    )
     delimiter: str | None = knob(None, "CSV delimiter [default: found from the header]", INPUT)
     header: bool = knob(
         True, "Whether CSV files have a header; without: column_0, column_1, …", INPUT
@@ -157,8 +168,19 @@ class RunConfig(BaseModel):
     def error_allowance(self, num_rows: int) -> int:
         """How many error rows of `num_rows` are tolerated."""
         if self.max_errors.endswith("%"):
-            return int(float(self.max_errors[:-1]) / 100 * num_rows)
+            return int(Fraction(self.max_errors[:-1]) * num_rows / 100)  # 0.7 % of 1,000 is 7
         return int(self.max_errors)
+
+    @classmethod
+    def variables(cls, environ: Mapping[str, str]) -> dict[str, Any]:
+        """What the environment says, by field."""
+        given: dict[str, Any] = {}
+        for name in cls.model_fields:
+            value = environ.get(ENV_PREFIX + name.upper())
+            if value is not None:
+                several = {tuple, dict} & set(parts_of(name))
+                given[name] = _split_variable(value) if several else value
+        return given
 
     @classmethod
     def load(
@@ -175,14 +197,10 @@ class RunConfig(BaseModel):
         document, lines = read_yaml(Path(config_file)) if config_file else ({}, {})
         for key in document:
             if key not in cls.model_fields:
-                raise UsageError(
-                    f"{config_file}:{lines[key]}: unknown key '{key}'{did_you_mean(key, cls.model_fields)}"
-                )
-        variables = {
-            name: environ[variable]
-            for name in cls.model_fields
-            if (variable := ENV_PREFIX + name.upper()) in environ
-        }
+                where = f"{config_file}:{lines.get(key, 1)}"
+                hint = did_you_mean(key, cls.model_fields)
+                raise UsageError(f"{where}: unknown key '{key}'{hint}")
+        variables = cls.variables(environ)
         try:
             return cls.model_validate({**document, **variables, **flags})
         except ValidationError as error:
@@ -207,6 +225,16 @@ def flag_name(name: str) -> str:
 def knob_of(name: str) -> dict[str, Any]:
     """What `knob` recorded of a field."""
     return typing.cast("dict[str, Any]", RunConfig.model_fields[name].json_schema_extra)
+
+
+def parts_of(name: str) -> list[Any]:
+    """The types that a field's annotation is made of, and their origins."""
+    parts, found = [RunConfig.model_fields[name].annotation], []
+    while parts:
+        part = parts.pop()
+        found += [part, typing.get_origin(part)]
+        parts += typing.get_args(part)
+    return found
 
 
 def did_you_mean(word: str, choices: typing.Iterable[str]) -> str:

@@ -169,6 +169,12 @@ class BatchBudget:
     max_batch_tokens: int
     max_batch_rows: int
 
+    def override(self, max_batch_tokens: int | None, max_batch_rows: int | None) -> BatchBudget:
+        """This budget, but for what is given."""
+        return BatchBudget(
+            max_batch_tokens or self.max_batch_tokens, max_batch_rows or self.max_batch_rows
+        )
+
 
 @dataclass(frozen=True, slots=True)
 class Batch:

@@ -148,5 +148,6 @@ def _settle(worker: int) -> None:
 
         set_parent_death_signal = 1
         ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
-        if os.getppid() == 1:  # the parent was gone before the kernel was asked
+        parent = multiprocessing.parent_process()
+        if parent is None or os.getppid() != parent.pid:  # gone before the kernel was asked
             os._exit(1)

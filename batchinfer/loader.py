@@ -6,6 +6,7 @@ own.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
@@ -34,7 +35,9 @@ class Loader:
     def prepare(self, chunk: Chunk) -> LoadedChunk:
         """Tokenize a chunk and cut it into batches."""
         requests = self.task.encode(chunk, self.encoder)
-        return LoadedChunk(chunk, requests, make_batches(chunk.id, requests, self.budget))
+        batches = make_batches(chunk.id, requests, self.budget)
+        # The batches hold the tokens now; a second copy would travel to the device's process too.
+        return LoadedChunk(chunk, dataclasses.replace(requests, fields={}), batches)
 
     def stream(self, spans: Iterable[Span]) -> Iterator[LoadedChunk]:
         """Yield the chunks of all spans, in order, loaded in this process."""

@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchinfer.config import RunConfig, knob_of
 from batchinfer.core import InputFile, ModelSpec, Segment
-from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.errors import JobMismatchError, StorageError, UsageError
 from batchinfer.readers.base import ReadOptions
 
 FORMAT = 1
@@ -49,7 +49,7 @@ class Plan:
     def identity(self) -> dict[str, Any]:
         """All that the answers depend on: no time, no absolute path, no hardware."""
         return {
-            "format": FORMAT,
+            "plan_format": FORMAT,
             **{name: _plain(getattr(self.config, name)) for name in IDENTITY_KNOBS},
             "model": dataclasses.asdict(dataclasses.replace(self.model, name="")),
             "inputs": [
@@ -72,6 +72,28 @@ class Plan:
         """Names the job; stands in the footer of each of its shards."""
         canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+
+    def with_times_of(self, held: Plan) -> Plan:
+        """This plan, with the inputs' modification times as they were when `held` was made.
+
+        The two are the same job, so their segments are the same files, wherever they lie now.
+        """
+        segments = []
+        for mine, theirs in zip(self.segments, held.segments, strict=True):
+            pairs = zip(mine.files, theirs.files, strict=True)
+            files = tuple(dataclasses.replace(a, mtime_ns=b.mtime_ns) for a, b in pairs)
+            segments.append(dataclasses.replace(mine, files=files))
+        return dataclasses.replace(self, segments=tuple(segments))
+
+    def with_changes(self, *, output: str, **changes: Any) -> Plan:
+        """This plan, run otherwise. Raises UsageError for what would change the answers."""
+        for name in changes:
+            if name not in RunConfig.model_fields or not knob_of(name)["free"]:
+                free = [n for n in RunConfig.model_fields if knob_of(n)["free"]]
+                raise UsageError(f"resume cannot change '{name}'; it can change {', '.join(free)}")
+        given = RunConfig.load(changes, environ={})
+        update = {"output": output, **{name: getattr(given, name) for name in changes}}
+        return dataclasses.replace(self, config=self.config.model_copy(update=update))
 
     @property
     def chunk_rows(self) -> int:
@@ -115,7 +137,7 @@ class Plan:
             document = json.loads(content)
             checksum = document.pop("checksum")
             intact = checksum == _checksum(document)
-        except (ValueError, KeyError, AttributeError):
+        except (ValueError, KeyError, AttributeError, TypeError):
             intact = False
         if not intact:
             raise StorageError(
@@ -132,7 +154,7 @@ class Plan:
             for s in document["segments"]
         )
         model = {**document["model"], "labels": tuple(document["model"]["labels"])}
-        return cls(
+        plan = cls(
             config=RunConfig.model_validate(document["config"]),
             model=ModelSpec(**model),
             segments=segments,
@@ -141,6 +163,11 @@ class Plan:
             row_bytes=document["row_bytes"],
             num_rows_estimate=document["num_rows_estimate"],
         )
+        if plan.id != document["plan_id"]:
+            raise JobMismatchError(
+                f"{path}: written by another version of batchinfer; resume with that version"
+            )
+        return plan
 
 
 def first_difference(planned: Plan, asked: Plan) -> str:

@@ -52,7 +52,7 @@ def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Pa
     then. Raises UsageError, InputError or ModelError.
     """
     config = _resolve_engine(config, previous)
-    files = list_inputs(config.inputs, config.format)
+    files = list_inputs(config.inputs, config.format, exclude=config.output)
     options = ReadOptions(
         encoding=config.encoding,
         delimiter=config.delimiter,
@@ -131,12 +131,18 @@ def _check_digests(plan: Plan, segment: Segment, shards: Mapping[ChunkId, Shard]
         return
     span = Span(segment, first=0, start=Position(), stop=max(wanted) + 1)
     for chunk in read_chunks(span, plan.chunk_rows, plan.read_options):
-        shard = wanted.get(chunk.id.chunk)
-        if shard is not None and shard.digest != chunk.digest:
+        shard = wanted.pop(chunk.id.chunk, None)
+        found = (chunk.digest, chunk.next, chunk.ends_segment)
+        if shard is not None and found != (shard.digest, shard.next, shard.ends_segment):
             raise JobMismatchError(
                 f"{describe_segment(segment)}: changed since rows of it were answered (they differ from "
                 f"row {chunk.id.chunk * plan.chunk_rows:,} on); start anew with another --output"
             )
+    if wanted:
+        raise JobMismatchError(
+            f"{describe_segment(segment)}: changed since rows of it were answered (it has fewer rows "
+            "now); start anew with another --output"
+        )
 
 
 def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:

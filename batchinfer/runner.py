@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import errno
-import logging
 import os
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -21,11 +20,9 @@ from batchinfer.errors import Interrupted, JobMismatchError, StorageError
 from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_inputs, make_plan
 from batchinfer.reporting.progress import Progress, Silent
-from batchinfer.reporting.report import Effort, RunReport, summarize
+from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.worker import StopSignal, Worker
-from batchinfer.writers.run_folder import RunFolder, load_plan, require_plan
-
-log = logging.getLogger("batchinfer")
+from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
 
 
 def run(
@@ -45,21 +42,27 @@ def run(
     """
     with _io_errors_named(config.output):
         _refuse_foreign_folder(config.output)
-        previous = load_plan(config.output)
-        plan, model_folder = make_plan(config, None if overwrite else previous)
-        with RunFolder(config.output) as folder:
-            if overwrite and previous is not None:
-                folder.overwrite(plan)
-            elif not folder.adopt(plan) and not (resume or folder.is_finished):
+        plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
+        worker = Worker(plan, model_folder, progress or Silent(), stop or StopSignal())
+        with RunFolder(config.output) as folder, closing(worker):
+            held = None if overwrite else load_plan(config.output)
+            if held is None:
+                worker.load()  # a model that cannot be loaded leaves the folder as it was
+                folder.begin(plan)
+            elif difference := first_difference(held, plan):
+                raise JobMismatchError(
+                    f"{config.output}: holds another job: {difference}; give another --output, or "
+                    "--overwrite to replace it"
+                )
+            elif not (resume or folder.is_finished):
                 raise JobMismatchError(
                     f"{config.output}: holds this job, unfinished; go on with `batchinfer resume "
                     f"{config.output}` (or run --resume)"
                 )
+            else:
+                plan = plan.with_times_of(held)
             shards = folder.shards(plan)
-            plan = check_inputs(plan, shards)
-            return _answer_pending(
-                folder, plan, shards, model_folder, progress or Silent(), stop or StopSignal()
-            )
+            return _answer_pending(folder, check_inputs(plan, shards), shards, worker)
 
 
 def resume(
@@ -76,55 +79,36 @@ def resume(
     the part of the model that changed.
     """
     with _io_errors_named(output):
-        plan = require_plan(output)
-        config = RunConfig.model_validate(
-            {**plan.config.model_dump(), "output": str(output), **changes}
-        )
-        plan = dataclasses.replace(plan, config=config)
+        require_plan(output)  # before a lock makes a run folder of whatever was named
         with RunFolder(output) as folder:
+            plan = require_plan(output).with_changes(output=str(output), **changes)
             shards = folder.shards(plan)
-            if not folder.pending(plan, shards):
-                return _answer_pending(
-                    folder, plan, shards, None, progress or Silent(), stop or StopSignal()
-                )
-            plan = check_inputs(plan, shards)
-            model, model_folder = describe_model(config)
-            if difference := first_difference(plan, dataclasses.replace(plan, model=model)):
-                raise JobMismatchError(f"{output}: {difference}; start anew with another --output")
-            return _answer_pending(
-                folder, plan, shards, model_folder, progress or Silent(), stop or StopSignal()
-            )
+            model_folder = None
+            if folder.pending(plan, shards):
+                plan = check_inputs(plan, shards)
+                model, model_folder = describe_model(plan.config)
+                if difference := first_difference(plan, dataclasses.replace(plan, model=model)):
+                    raise JobMismatchError(
+                        f"{output}: {difference}; start anew with another --output"
+                    )
+            worker = Worker(plan, model_folder, progress or Silent(), stop or StopSignal())
+            with closing(worker):
+                return _answer_pending(folder, plan, shards, worker)
 
 
 def _answer_pending(
-    folder: RunFolder,
-    plan: Plan,
-    shards: dict[ChunkId, Shard],
-    model_folder: Path | None,
-    progress: Progress,
-    stop: StopSignal,
+    folder: RunFolder, plan: Plan, shards: dict[ChunkId, Shard], worker: Worker
 ) -> RunReport:
     """Answer the chunks that have no shard yet; then vouch for the whole."""
-    effort = Effort()
-    if spans := folder.pending(plan, shards):
-        rows_done = sum(shard.num_rows for shard in shards.values())
-        log.info(
-            f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): "
-            f"about {plan.num_rows_estimate - rows_done:,} rows to answer, "
-            f"{plan.chunk_rows:,} a shard, into {folder.path}"
-        )
-        progress.begin(rows_done=rows_done, rows_expected=plan.num_rows_estimate)
-        try:
-            with closing(Worker(plan, folder, model_folder, progress, stop)) as worker:
-                for shard in worker.process(spans):
-                    shards[shard.id] = shard
-                effort = worker.effort
-        finally:
-            progress.end()
+    spans = folder.pending(plan, shards)
+    if spans:
+        folder.retract_success()
+        for shard in worker.process(folder, spans, shards.values()):
+            shards[shard.id] = shard
     finished = not folder.pending(plan, shards)
     if finished:
-        folder.finish(plan, shards)
-    report = summarize(plan, shards.values(), effort, finished=finished)
+        folder.finish(shards)
+    report = summarize(plan, shards.values(), worker.effort, finished=finished)
     if spans:
         folder.write_report(report.to_dict())
     if not finished:
@@ -134,20 +118,21 @@ def _answer_pending(
     return report
 
 
-def _refuse_foreign_folder(path: str | os.PathLike[str]) -> None:
+def _refuse_foreign_folder(path: str) -> None:
     """A folder with other things in it is not ours to write into."""
-    if not path or load_plan(path) is not None:
+    if not path or has_plan(path):
         return
     try:
         names = set(os.listdir(path))
     except FileNotFoundError:
         return
     except NotADirectoryError:
-        raise JobMismatchError(f"{path}: is a file; name a folder with --output") from None
+        raise JobMismatchError(f"{path}: not a folder; name one with --output") from None
     data = Path(path) / "data"
     if names - {"data", "_batchinfer"} or (data.is_dir() and any(data.iterdir())):
         raise JobMismatchError(
-            f"{path}: holds other files and no run of batchinfer; name a new or empty folder with --output"
+            f"{path}: holds other files and no run of batchinfer; name a new or empty folder with "
+            "--output"
         )
 
 

@@ -79,61 +79,80 @@ class Worker:
     """Loads the model onto one device, and turns spans of input into committed shards."""
 
     def __init__(
-        self,
-        plan: Plan,
-        folder: RunFolder,
-        model_folder: Path | None,
-        progress: Progress,
-        stop: StopSignal,
+        self, plan: Plan, model_folder: Path | None, progress: Progress, stop: StopSignal
     ) -> None:
+        self.plan, self.model_folder = plan, model_folder
+        self.progress, self.stop = progress, stop
         config = plan.config
-        started = time.monotonic()
-        task = create_task(plan.model, config.text_column, config.text_pair_column)
-        self.engine = create_engine(config, task, model_folder)
-        self.load_seconds = time.monotonic() - started
-        self.budget = self._budget(plan, folder)
-        self.loader = Loader(
-            task,
-            create_encoder(config, plan.model, model_folder),
-            self.budget,
-            plan.chunk_rows,
-            plan.read_options,
-        )
-        self.writer = ShardWriter(
-            folder, plan, task, self.budget, self.engine.dtype, self.engine.device_kind
-        )
-        self.plan, self.progress, self.stop = plan, progress, stop
-        log.debug(
-            f"{self.engine.dtype} on {self.engine.device_kind}, batches of at most "
-            f"{self.budget.max_batch_tokens:,} tokens and {self.budget.max_batch_rows:,} rows, texts "
-            f"cut at {plan.model.max_length:,} tokens; loaded in {self.load_seconds:.1f} s"
-        )
+        self.task = create_task(plan.model, config.text_column, config.text_pair_column)
+        self.engine: Engine | None = None
+        self.load_seconds = self.seconds = 0.0
+        self.budget = BatchBudget(0, 0)
         self.shards: list[Shard] = []
-        self.seconds = 0.0
 
-    def process(self, spans: Sequence[Span]) -> Iterator[Shard]:
-        """Yield a committed shard for each chunk; the device stays busy throughout."""
+    def load(self) -> Engine:
+        """The engine, with the model on the device. Raises ModelError, or UsageError for the device."""
+        if self.engine is None:
+            started = time.monotonic()
+            self.engine = create_engine(self.plan.config, self.task, self.model_folder)
+            self.load_seconds = time.monotonic() - started
+            log.debug(
+                f"loaded {self.plan.model.name} in {self.load_seconds:.1f} s: {self.engine.dtype} on "
+                f"{self.engine.device_kind}, texts cut at {self.plan.model.max_length:,} tokens"
+            )
+        return self.engine
+
+    def process(
+        self, folder: RunFolder, spans: Sequence[Span], committed: Iterable[Shard] = ()
+    ) -> Iterator[Shard]:
+        """Yield a committed shard for each chunk; the device stays busy throughout.
+
+        `committed`: the shards that stand already, for the progress display.
+        """
+        plan, engine = self.plan, self.load()
+        self.budget = self._choose_budget(engine, folder)
+        writer = ShardWriter(folder, plan, self.task, self.budget, engine.dtype, engine.device_kind)
+        self._begin(folder, sum(shard.num_rows for shard in committed))
         started = time.monotonic()
-        chunks = self._load(spans)
-        answered = answer(chunks, self.engine, self.progress, self.stop)
-        for shard in write_behind(self.writer.commit, answered):
-            self.shards.append(shard)
-            self.seconds = time.monotonic() - started
-            yield shard
+        try:
+            answered = answer(self._load_ahead(engine, spans), engine, self.progress, self.stop)
+            for shard in write_behind(writer.commit, answered):
+                self.shards.append(shard)
+                self.seconds = time.monotonic() - started
+                yield shard
+        finally:
+            self.progress.end()
 
-    def _load(self, spans: Sequence[Span]) -> Iterator[LoadedChunk]:
+    def _begin(self, folder: RunFolder, rows_done: int) -> None:
+        plan = self.plan
+        left = max(0, plan.num_rows_estimate - rows_done)
+        log.info(
+            f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): about {left:,} rows to "
+            f"answer, {plan.chunk_rows:,} a shard, into {folder.path}"
+        )
+        log.debug(
+            f"batches of at most {self.budget.max_batch_tokens:,} tokens and "
+            f"{self.budget.max_batch_rows:,} rows"
+        )
+        self.progress.begin(rows_done=rows_done, rows_expected=plan.num_rows_estimate)
+
+    def _load_ahead(self, engine: Engine, spans: Sequence[Span]) -> Iterator[LoadedChunk]:
+        """Read, tokenize and batch: in this process, or in others that run ahead of the device."""
+        plan = self.plan
+        encoder = create_encoder(plan.config, plan.model, self.model_folder)
+        loader = Loader(self.task, encoder, self.budget, plan.chunk_rows, plan.read_options)
         workers = self._num_workers(spans)
         log.debug(f"{workers or 'no'} processes read and tokenize ahead")
         if workers == 0:
-            return self.loader.stream(spans)
+            return loader.stream(spans)
         from batchinfer.dataloader import stream_from_workers
 
         return stream_from_workers(
-            self.loader,
+            loader,
             spans,
             workers=workers,
-            pin_memory=self.engine.pins_memory,
-            chunk_bytes=int(self.plan.row_bytes * self.plan.chunk_rows),
+            pin_memory=engine.pins_memory,
+            chunk_bytes=int(plan.row_bytes * plan.chunk_rows),
         )
 
     @property
@@ -143,21 +162,21 @@ class Worker:
             new_shards=tuple(self.shards),
             seconds=self.seconds,
             load_seconds=self.load_seconds,
-            device=self.engine.device_kind,
+            device=self.engine.device_kind if self.engine else "",
             max_batch_tokens=self.budget.max_batch_tokens,
         )
 
     def close(self) -> None:
         """Give the device back."""
-        self.engine.close()
+        if self.engine is not None:
+            self.engine.close()
 
-    def _budget(self, plan: Plan, folder: RunFolder) -> BatchBudget:
+    def _choose_budget(self, engine: Engine, folder: RunFolder) -> BatchBudget:
         """What the user set; for the rest, what this kind of device began the job with."""
-        tokens, rows = plan.config.max_batch_tokens, plan.config.max_batch_rows
-        usual = self.engine.default_budget
-        if tokens is None or rows is None:
-            usual = folder.freeze_budget(self.engine.device_kind, usual)
-        return BatchBudget(tokens or usual.max_batch_tokens, rows or usual.max_batch_rows)
+        config, usual = self.plan.config, engine.default_budget
+        if config.max_batch_tokens is None or config.max_batch_rows is None:
+            usual = folder.freeze_budget(engine.device_kind, usual)
+        return usual.override(config.max_batch_tokens, config.max_batch_rows)
 
     def _num_workers(self, spans: Sequence[Span]) -> int:
         """Processes that load ahead: none where starting them would cost more than they save."""

@@ -47,6 +47,19 @@ def test_a_column_in_the_way_is_told() -> None:
     assert "new_predicted_label" in infer(frame, engine="fake", output_prefix="new_").columns
 
 
+def test_a_single_string_and_odd_settings_are_told() -> None:
+    with pytest.raises(UsageError, match=r"infer\(\[text\]\)"):
+        infer("abc", engine="fake")
+    with pytest.raises(UsageError, match="no 'limit'"):
+        infer(["a"], engine="fake", limit=1)
+    with pytest.raises(UsageError, match="--max-length"):
+        infer(["a"], engine="fake", max_length=0)
+
+
+def test_half_a_surrogate_pair_is_an_error_of_its_row() -> None:
+    assert infer(["a", "\ud800"], engine="fake")["_error"].isna().tolist() == [True, False]
+
+
 def test_a_missing_column_is_told() -> None:
     with pytest.raises(UsageError, match="'text'.*it has: body"):
         infer(pd.DataFrame({"body": ["a"]}), engine="fake")

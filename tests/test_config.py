@@ -50,10 +50,21 @@ def test_a_mistake_elsewhere_is_named_with_its_flag_or_variable() -> None:
         RunConfig.load({}, None, {"BATCHINFER_DTYPE": "int3"})
 
 
-def test_lists_and_mappings_may_be_written_with_commas() -> None:
-    config = RunConfig.load({"keep": ["a,b", "c"], "types": ["x=int64", "y=string"]}, None, {})
-    assert config.keep == ("a", "b", "c")
-    assert config.types == {"x": "int64", "y": "string"}
+def test_lists_have_commas_in_the_environment_only() -> None:
+    environ = {"BATCHINFER_KEEP": "a, b", "BATCHINFER_TYPES": "x=int64,t=timestamp[us, tz=UTC]"}
+    config = RunConfig.load({"inputs": ("x,y.jsonl",)}, None, environ)
+    assert config.inputs == ("x,y.jsonl",)
+    assert config.keep == ("a", "b")
+    assert config.types == {"x": "int64", "t": "timestamp[us, tz=UTC]"}
+    assert RunConfig.load({"keep": ["a,b"], "types": ["y=string"]}, None, {}).keep == ("a,b",)
+
+
+@pytest.mark.parametrize(
+    "text", ["types: 5", "types:", "yes: 1", "null: 1", "keep: {a: 1}", "model: 3"]
+)
+def test_odd_yaml_is_one_line(tmp_path: Path, text: str) -> None:
+    with pytest.raises(UsageError, match=r"job.yaml:1: "):
+        RunConfig.load({}, yaml(tmp_path, text), {})
 
 
 def test_auto_stands_for_a_choice_made_later(tmp_path: Path) -> None:
@@ -63,7 +74,7 @@ def test_auto_stands_for_a_choice_made_later(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("allowed", "rows", "expected"), [("5", 100, 5), ("1%", 250, 2), (3, 9, 3)]
+    ("allowed", "rows", "expected"), [("5", 100, 5), ("1%", 250, 2), ("0.7%", 1000, 7), (3, 9, 3)]
 )
 def test_row_errors_are_allowed_by_number_or_share(
     allowed: str | int, rows: int, expected: int

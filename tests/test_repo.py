@@ -115,7 +115,7 @@ def test_the_tree_in_the_readme_is_the_tree() -> None:
         assert list(ROOT.glob(f"**/{name.rstrip('/')}")), f"{name} is not there"
     for path in PACKAGE.iterdir():
         name = path.name + "/" if path.is_dir() else path.name
-        if name not in ("__pycache__/", "__main__.py", "lean.py", "py.typed"):
+        if name not in ("__pycache__/", "__main__.py", "py.typed"):
             assert name in named, f"{name} is not in the README's tree"
 
 

@@ -21,6 +21,7 @@ from batchinfer.core import (
     Position,
 )
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
+from batchinfer.errors import ModelError
 from batchinfer.reporting.progress import Rates
 from batchinfer.tasks import create_task
 from batchinfer.worker import StopSignal, answer, write_behind
@@ -126,6 +127,29 @@ def test_a_row_that_fails_alone_is_an_error_and_the_others_are_untouched() -> No
     [whole] = answer_all([chunk], FakeEngine(TASK))
     assert done.errors == {40: "ValueError: poison"}
     np.testing.assert_array_equal(done.values["score"][:40], whole.values["score"][:40])
+
+
+def test_a_model_that_fails_on_every_row_stops_the_run() -> None:
+    class Broken(FakeEngine):
+        def answer(self, batch: Batch) -> Answers:
+            raise RuntimeError("no kernel image is available")
+
+    with pytest.raises(ModelError, match="every row.*no kernel image"):
+        answer_all([loaded_chunk(0, texts(40))], Broken(TASK))
+
+
+def test_a_lost_device_stops_the_run() -> None:
+    class Lost(FakeEngine):
+        def answer(self, batch: Batch) -> Answers:
+            if batch.max_length < 5:
+                raise ValueError("illegal memory access")
+            return super().answer(batch)
+
+        def is_fatal(self, error: Exception) -> bool:
+            return isinstance(error, ValueError)
+
+    with pytest.raises(ModelError, match="illegal memory access"):
+        answer_all([loaded_chunk(0, texts(40))], Lost(TASK))
 
 
 def test_an_answer_that_is_not_a_number_is_an_error() -> None:

@@ -32,6 +32,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         revision=config.revision,
         task=config.task,
         max_length=config.max_length,
+        pairs=config.text_pair_column is not None,
         trust_remote_code=config.trust_remote_code,
     )
 

@@ -8,7 +8,11 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.errors import ModelError
 from batchinfer.tasks.base import Task
+
+#: So many requests that fail alone, with none answered before, and the run stops.
+HOPELESS = 8
 
 
 class Engine(ABC):
@@ -23,6 +27,7 @@ class Engine(ABC):
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        self._has_answered = False
 
     @abstractmethod
     def answer(self, batch: Batch) -> Answers:
@@ -37,7 +42,8 @@ class Engine(ABC):
         """Answer every request of every batch.
 
         A batch that fails is halved, down to the request that fails alone; that one comes back with
-        `Answers.error`, the others are untouched.
+        `Answers.error`, the others are untouched. Raises ModelError where the device is lost, or where
+        the first so many requests all fail alone: then it is the model that is wrong, not the rows.
         """
         for batch in batches:
             yield from self.answer_or_halve(batch)
@@ -45,6 +51,7 @@ class Engine(ABC):
     def answer_or_halve(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
         """Answer a batch in as few parts as it takes."""
         pending = [batch]
+        failures: list[str] = []
         while pending:
             part = pending.pop()
             if not len(part):
@@ -54,12 +61,20 @@ class Engine(ABC):
             try:
                 answers = self.answer(part)
             except Exception as error:  # whatever the model raises is the fault of some row
+                if self.is_fatal(error):
+                    raise ModelError(f"{self.device_kind} failed: {reason(error)}") from error
                 # Only the reason leaves this block: the exception holds the tensors of the frame
                 # that failed, and memory must be free before the halves are tried.
                 failure = reason(error)
             if not failure:
+                self._has_answered = True
                 yield part, answers
             elif len(part) == 1:
+                failures.append(failure)
+                if len(failures) == HOPELESS and not self._has_answered:
+                    raise ModelError(
+                        f"{self.task.spec.name} fails on every row that it was given: {failure}"
+                    )
                 yield part, Answers({}, error=failure)
             else:
                 self.recover()
@@ -71,6 +86,10 @@ class Engine(ABC):
         return Answers(
             {name: np.zeros((0, *f.shape), dtype=f.dtype) for name, f in self.task.answers.items()}
         )
+
+    def is_fatal(self, error: Exception) -> bool:
+        """Whether an error means that the device is lost, rather than that a batch was bad."""
+        return False
 
     def recover(self) -> None:  # noqa: B027 - most engines have nothing to free
         """Free what a failed batch left behind on the device."""

@@ -16,7 +16,7 @@ import numpy as np
 import torch
 
 from batchinfer.core import Answers, Batch, BatchBudget
-from batchinfer.engines.base import Engine
+from batchinfer.engines.base import Engine, reason
 from batchinfer.engines.models import quiet
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks.base import Task
@@ -138,12 +138,17 @@ class LocalEngine(Engine):
         for batch in batches:
             launched = self._try_launch(batch)
             if flying is not None:
-                yield flying.batch, flying.land()
+                yield flying.batch, self._land(flying)
             flying = launched
             if launched is None:  # alone on the device now, and halved where it fails again
                 yield from self.answer_or_halve(batch)
         if flying is not None:
-            yield flying.batch, flying.land()
+            yield flying.batch, self._land(flying)
+
+    def is_fatal(self, error: Exception) -> bool:
+        """A CUDA error other than out-of-memory leaves a context in which everything fails."""
+        fatal: Any = getattr(torch, "AcceleratorError", ())
+        return isinstance(error, fatal) and not isinstance(error, torch.OutOfMemoryError)
 
     def recover(self) -> None:
         """Give the memory that a failed batch held back to the GPU."""
@@ -161,10 +166,20 @@ class LocalEngine(Engine):
             return None
         try:
             return self._launch(batch)
-        except Exception:  # the exception holds the failed frame's tensors: let go of it first
-            pass
+        except Exception as error:  # it holds the failed frame's tensors: let go of it first
+            if self.is_fatal(error):
+                raise ModelError(f"{self.device_kind} failed: {reason(error)}") from error
         self.recover()
         return None
+
+    def _land(self, flight: _Flight) -> Answers:
+        """Wait for a batch's answers. What failed on the GPU after the launch shows here."""
+        try:
+            answers = flight.land()
+        except RuntimeError as error:
+            raise ModelError(f"{self.device_kind} failed: {reason(error)}") from error
+        self._has_answered = True
+        return answers
 
     def _launch(self, batch: Batch) -> _Flight:
         """Start a batch on the GPU and the copy of its answers into page-locked memory."""

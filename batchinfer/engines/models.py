@@ -79,6 +79,7 @@ def describe(
     revision: str | None = None,
     task: str = "auto",
     max_length: int | None = None,
+    pairs: bool = False,
     trust_remote_code: bool = False,
 ) -> tuple[ModelSpec, Path]:
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
@@ -105,7 +106,7 @@ def describe(
     if max_length and limit and max_length > limit:
         raise UsageError(f"--max-length {max_length} is more than {model} takes: {limit} tokens")
     length = max_length or default
-    if length <= (specials := tokenizer.num_special_tokens_to_add(False)):
+    if length <= (specials := tokenizer.num_special_tokens_to_add(pairs)):
         raise UsageError(
             f"--max-length {length} leaves no room for text: {specials} tokens of {model} are"
             f" special; give {specials + 1} or more"

@@ -34,18 +34,30 @@ class _Kind(NamedTuple):
     compression: str
 
 
-def list_inputs(inputs: Sequence[str], format: str = "auto") -> list[InputFile]:
+def list_inputs(inputs: Sequence[str], format: str = "auto", exclude: str = "") -> list[InputFile]:
     """Return the files that `inputs` name, in the order given; those of a glob or folder, sorted.
 
-    A file that is named twice is read once. Raises InputError for what is missing or unreadable and
+    A file that is named twice is read once; what lies below the folder `exclude` (the run's own output)
+    is no input. Raises InputError for what is missing or unreadable and
     UsageError for a file whose format is not known.
     """
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"--format {format}: choose one of auto, {', '.join(FORMATS)}")
     found: dict[str, tuple[str, _Kind]] = {}
+    excluded = os.path.join(os.path.realpath(exclude), "") if exclude else None
+    passed_over = ""
     for name in inputs:
         for path in _expand(name, format):
-            found.setdefault(os.path.realpath(path), (path, _kind(path, format)))
+            real = os.path.realpath(path)
+            if excluded and real.startswith(excluded):
+                passed_over = path
+                continue
+            found.setdefault(real, (path, _kind(path, format)))
+    if passed_over and not found:
+        raise UsageError(
+            f"{shown(passed_over)}: lies in the run folder that --output names; an output cannot be "
+            "its own input: name another --output"
+        )
     if not found:
         raise InputError("no input was named; give a file, a glob or a folder")
     base = os.path.commonpath([os.path.dirname(path) for path, _ in found.values()])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any, Protocol
 
 log = logging.getLogger("batchinfer")
@@ -124,16 +125,18 @@ class BarProgress(Rates):
 
     def answered(self, num_rows: int, num_tokens: int) -> None:
         super().answered(num_rows, num_tokens)
-        self._bar.update(
-            self._task,
-            description="answering",
-            completed=self.rows_done + self.num_rows,
-            total=self.total,
-            figures=self.line(),
-        )
+        with suppress(OSError):  # a terminal that was closed shows nothing more
+            self._bar.update(
+                self._task,
+                description="answering",
+                completed=self.rows_done + self.num_rows,
+                total=self.total,
+                figures=self.line(),
+            )
 
     def end(self) -> None:
-        self._bar.stop()
+        with suppress(OSError):
+            self._bar.stop()
 
 
 class TqdmProgress(Rates):

@@ -71,6 +71,12 @@ class RunReport:
             )
         else:
             lines.append("nothing was left to do")
+        lines += self.warnings()
+        return "\n".join(lines)
+
+    def warnings(self) -> list[str]:
+        """What a reader of the output should know of, a line each."""
+        lines = []
         if self.rescued:
             counts = ", ".join(f"{name} ({count:,})" for name, count in self.rescued.items())
             lines.append(f"values that fit no column's type went to _rescued_data: {counts}")
@@ -79,7 +85,7 @@ class RunReport:
                 f"{self.num_errors:,} row errors are more than the {self.errors_tolerated:,} tolerated "
                 "(--max-errors); the rows are there, `_error` says why"
             )
-        return "\n".join(lines)
+        return lines
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""

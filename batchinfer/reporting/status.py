@@ -60,11 +60,11 @@ def read_status(output: str) -> Status:
     plan = require_plan(output)
     shards = {shard.id: shard for shard in list_shards(output)}
     incomplete = {span.segment.index for span in pending_spans(plan.segments, shards)}
-    finished = os.path.exists(os.path.join(output, "data", SUCCESS))
+    finished = not incomplete and os.path.exists(os.path.join(output, "data", SUCCESS))
     running = is_locked(output)
     return Status(
         output=output,
-        state="finished" if finished else "running" if running else "stopped",
+        state="running" if running else "finished" if finished else "stopped",
         holder=describe_holder(output) if running else "",
         num_rows=sum(shard.num_rows for shard in shards.values()),
         num_rows_estimate=plan.num_rows_estimate,

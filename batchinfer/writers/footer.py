@@ -13,12 +13,13 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.core import BatchBudget, ChunkId, Position, Shard
+from batchinfer.errors import JobMismatchError
 
 KEY = b"batchinfer"
 
 
 class FooterError(Exception):
-    """The file is no readable shard: torn, damaged or not ours."""
+    """The file is no readable shard: torn or damaged."""
 
 
 def make_footer(
@@ -62,11 +63,19 @@ def make_footer(
 def read_footer(path: Path) -> tuple[Shard, str]:
     """Return the shard that a file's footer describes, and its plan id.
 
-    Raises FooterError where the file is not a whole shard; OSError where it cannot be opened.
+    Raises FooterError where the file is torn or damaged, JobMismatchError where it is a whole Parquet
+    file that is not ours, OSError where it cannot be opened.
     """
     num_bytes = path.stat().st_size
     try:
         metadata = pq.read_metadata(path)
+    except pa.ArrowInvalid as error:
+        raise FooterError(f"{path}: {error}") from None
+    except OSError as error:
+        if error.errno is not None:
+            raise
+        raise FooterError(f"{path}: {error}") from None  # pyarrow's own "not a Parquet file"
+    try:
         document = json.loads((metadata.metadata or {})[KEY])
         shard = Shard(
             id=ChunkId(document["segment"], document["chunk"]),
@@ -82,12 +91,10 @@ def read_footer(path: Path) -> tuple[Shard, str]:
             digest=document["digest"],
         )
         plan_id = str(document["plan_id"])
-    except (pa.ArrowException, KeyError, ValueError, TypeError) as error:
-        raise FooterError(f"{path}: {error}") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise FooterError(f"{path}: {error}") from None  # pyarrow's own "not a Parquet file"
+    except (KeyError, ValueError, TypeError):
+        raise JobMismatchError(
+            f"{path}: not written by this version of batchinfer; move it out of the run folder"
+        ) from None
     if metadata.num_rows != shard.num_rows:
         raise FooterError(f"{path}: holds {metadata.num_rows} rows, says {shard.num_rows}")
     return shard, plan_id

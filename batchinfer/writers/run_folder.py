@@ -33,7 +33,7 @@ from batchinfer.core import (
     pending_spans,
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
-from batchinfer.plan import Plan, first_difference
+from batchinfer.plan import Plan
 from batchinfer.writers.durable import make_directory, publish, replace, sync_directory
 from batchinfer.writers.footer import FooterError, read_footer
 
@@ -60,7 +60,15 @@ class RunFolder:
         for directory in (self.path, self.state, self.data, self.temporary):
             make_directory(directory)
         self._acquire()
-        self._clean_temporary()
+        try:
+            # Whoever made these may have been killed before the names were durable.
+            for directory in (self.path.resolve().parent, self.path, self.state):
+                sync_directory(directory)
+            self._clean_temporary()
+            self._announce()
+        except BaseException:
+            self._release()
+            raise
         return self
 
     def __exit__(
@@ -71,30 +79,42 @@ class RunFolder:
     ) -> None:
         with suppress(OSError):
             (self.state / "holder.json").unlink(missing_ok=True)
+        self._release()
+
+    def _acquire(self) -> None:
+        # lockf, not flock: an flock stays held by a forked child after its parent was killed. But any
+        # close of the file by this process drops an lockf, so nothing else here may open it: `_held`
+        # says which folders this process holds.
+        folder = os.path.realpath(self.path)
+        if folder not in _held:
+            self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            try:
+                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                _held.add(folder)
+                return
+            except (BlockingIOError, PermissionError):
+                os.close(self._lock)
+                self._lock = None
+        raise Interrupted(
+            f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
+            f"wait for it, or watch it with `batchinfer status {self.path}`"
+        )
+
+    def _release(self) -> None:
         if self._lock is not None:
+            _held.discard(os.path.realpath(self.path))
             os.close(self._lock)
             self._lock = None
 
-    def _acquire(self) -> None:
-        # lockf, not flock: an flock stays held by a forked child after its parent was killed. Nothing
-        # else in the process may open this file: closing any descriptor of it would drop the lock.
-        self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o666)
-        try:
-            fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except (BlockingIOError, PermissionError):
-            os.close(self._lock)
-            self._lock = None
-            raise Interrupted(
-                f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
-                f"wait for it, or watch it with `batchinfer status {self.path}`"
-            ) from None
+    def _announce(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": self.run_id}
         replace(self.temporary / "holder", self.state / "holder.json", json.dumps(holder).encode())
 
     def _clean_temporary(self) -> None:
         """Remove what killed runs left behind; the lock says that none of them is alive."""
         for leftover in self.temporary.iterdir():
-            leftover.unlink()
+            if not leftover.is_dir():
+                leftover.unlink()
 
     # -- the plan --------------------------------------------------------------------------------
 
@@ -102,39 +122,30 @@ class RunFolder:
     def plan_path(self) -> Path:
         return self.state / "plan.json"
 
-    def adopt(self, plan: Plan) -> bool:
-        """Make this the folder's job and return True; False: it is its job already.
+    def begin(self, plan: Plan) -> None:
+        """Give the folder this job, in place of the one that it may have.
 
-        Raises JobMismatchError naming the first difference where the folder has another job.
+        Shards of another job go before its plan: killed in between, the folder is the old job,
+        unfinished.
         """
-        created = publish(self.temporary / "plan", self.plan_path, plan.to_json())
-        if created:
-            return True
-        planned = load_plan(self.path)
-        assert planned is not None
-        if difference := first_difference(planned, plan):
-            raise JobMismatchError(
-                f"{self.path}: holds another job: {difference}; give another --output, or --overwrite "
-                "to replace it"
-            )
-        return False
+        if has_plan(self.path):
+            self._remove_shards()
+            replace(self.temporary / "plan", self.plan_path, plan.to_json())
+        else:
+            publish(self.temporary / "plan", self.plan_path, plan.to_json())
 
-    def overwrite(self, plan: Plan) -> None:
-        """Remove the folder's shards and give it this job.
-
-        Shards go before the plan: killed in between, the folder is the old job, unfinished.
-        """
-        self._retract_success()
-        for name in os.listdir(self.data):
-            if parse_shard_name(name):
-                (self.data / name).unlink()
-            else:
+    def _remove_shards(self) -> None:
+        names = os.listdir(self.data)
+        for name in names:
+            if parse_shard_name(name) is None:
                 self._refuse_stranger(name)
+        self.retract_success()
+        for name in filter(parse_shard_name, names):
+            (self.data / name).unlink()
         sync_directory(self.data)
         for budget in self.state.glob("budget-*.json"):
             budget.unlink()
         sync_directory(self.state)
-        replace(self.temporary / "plan", self.plan_path, plan.to_json())
 
     # -- shards ----------------------------------------------------------------------------------
 
@@ -177,7 +188,7 @@ class RunFolder:
         )
 
     def _quarantine(self, names: list[str]) -> None:
-        self._retract_success()
+        self.retract_success()
         quarantine = self.state / "quarantine"
         make_directory(quarantine)
         for name in names:
@@ -198,24 +209,21 @@ class RunFolder:
     def is_finished(self) -> bool:
         return (self.data / SUCCESS).exists()
 
-    def finish(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> None:
-        """Write _SUCCESS, once every chunk of every segment is in the listing of data/."""
+    def finish(self, shards: Mapping[ChunkId, Shard]) -> None:
+        """Write _SUCCESS; the caller has seen that no chunk is pending. Checks the listing of data/."""
         if self.is_finished:
             return
-        if spans := self.pending(plan, shards):
-            raise StorageError(
-                f"{self.path}: chunk {spans[0].first} of segment {spans[0].segment.index} has no shard"
-            )
         names = set(os.listdir(self.data))
         for shard in shards.values():
             if os.path.basename(shard.path) not in names:
                 raise StorageError(f"{shard.path}: vanished under way; run `batchinfer resume`")
         publish(self.temporary / "success", self.data / SUCCESS, b"")
 
-    def _retract_success(self) -> None:
+    def retract_success(self) -> None:
         """Take _SUCCESS back, durably, before anything that it vouches for changes."""
-        (self.data / SUCCESS).unlink(missing_ok=True)
-        sync_directory(self.data)
+        if self.is_finished:
+            (self.data / SUCCESS).unlink(missing_ok=True)
+            sync_directory(self.data)
 
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace report.json."""
@@ -236,7 +244,19 @@ class RunFolder:
             "max_batch_rows": budget.max_batch_rows,
         }
         publish(self.temporary / "budget", path, json.dumps(content).encode())
-        return BatchBudget(**json.loads(path.read_bytes()))
+        try:
+            return BatchBudget(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError):
+            raise StorageError(f"{path}: damaged; delete it, then `batchinfer resume`") from None
+
+
+#: The run folders that this process holds, by real path.
+_held: set[str] = set()
+
+
+def has_plan(path: str | os.PathLike[str]) -> bool:
+    """Whether a folder is a run folder."""
+    return (Path(path) / "_batchinfer" / "plan.json").exists()
 
 
 def load_plan(path: str | os.PathLike[str]) -> Plan | None:
@@ -262,16 +282,18 @@ def require_plan(path: str | os.PathLike[str]) -> Plan:
 def list_shards(path: str | os.PathLike[str]) -> Iterator[Shard]:
     """The committed shards, read without the lock; damaged ones are left out."""
     data = Path(path) / "data"
-    for name in sorted(os.listdir(data)):
+    for name in sorted(os.listdir(data) if data.is_dir() else ()):
         if parse_shard_name(name):
-            with suppress(FooterError):
+            with suppress(FooterError, FileNotFoundError):
                 yield read_footer(data / name)[0]
 
 
 def is_locked(path: str | os.PathLike[str]) -> bool:
     """Whether a live process holds the run folder; asks without taking the lock."""
+    if os.path.realpath(path) in _held:
+        return True
     try:
-        descriptor = os.open(Path(path) / "_batchinfer" / "lock", os.O_RDWR)
+        descriptor = os.open(Path(path) / "_batchinfer" / "lock", os.O_RDONLY)
     except OSError:
         return False
     try:
