@@ -63,9 +63,12 @@ def _split_variable(value: str) -> list[str]:
 def _known_encoding(value: str) -> str:
     """The one name of an encoding, whichever of its names was given."""
     try:
-        return codecs.lookup(value).name
+        name = codecs.lookup(value).name
     except LookupError:
-        raise ValueError("is no encoding that Python knows") from None
+        name = ""
+    if not name or name in ("idna", "punycode"):  # those are of host names
+        raise ValueError("is no text encoding that Python knows")
+    return name
 
 
 def _auto_is_none(value: Any) -> Any:

@@ -151,6 +151,8 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
         raise UsageError("no input: name files, globs or folders")
     if not config.output:
         raise UsageError("no run folder: name one with --output")
+    if own := [name for name in config.types if name in BOOKKEEPING]:
+        raise UsageError(f"--schema {own[0]}: batchinfer's own column; its type is fixed")
     if previous is not None:
         then = previous.config
         update = {

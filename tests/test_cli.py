@@ -70,6 +70,10 @@ def test_quiet_says_nothing_where_nothing_is_wrong(source: Path, cli: Cli) -> No
         (["run", "rows.jsonl", "--engine", "fake"], 2, ["--output"]),
         (["run", *JOB], 2, ["no input"]),
         (["run", "rows.jsonl", *JOB, "--schema", "id=int65"], 2, ["int65"]),
+        (["run", "rows.jsonl", *JOB, "--schema", "_row=int64"], 2, ["_row"]),
+        (["run", "rows.jsonl", *JOB, "--encoding", "utf-9"], 2, ["--encoding"]),
+        (["run", "rows.jsonl", *JOB, "--encoding", "idna"], 2, ["--encoding"]),
+        (["run", "rows.jsonl", *JOB, "--text-column", ""], 2, ["--text-column"]),
         (["resume", "nothing-here"], 2, ["nothing-here", "not a run folder"]),
         (["resume", "out", "--workers", "many"], 2, ["--workers", "many"]),
         (["status", "."], 2, ["not a run folder"]),
@@ -156,6 +160,40 @@ def test_a_signal_stops_cleanly_with_75_and_names_resume(
     assert cli("status", "out").stdout.startswith("out: stopped")
     assert cli("resume", "out", "--quiet").returncode == 0
     assert read_output(tmp_path / "out")["_row"].to_pylist() == list(range(SLOW_ROWS))
+
+
+def test_a_hangup_that_nohup_ignores_is_ignored(tmp_path: Path) -> None:
+    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as nohup does it
+    try:
+        process = start_slow_run(tmp_path)
+    finally:
+        signal.signal(signal.SIGHUP, before)
+    process.send_signal(signal.SIGHUP)
+    process.communicate(timeout=60)
+    assert process.returncode == 0
+
+
+def test_quiet_still_says_what_went_wrong(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
+    done = cli("run", "bad.jsonl", *JOB, "--quiet")
+    assert (done.returncode, done.stdout) == (65, "")
+    assert "--max-errors" in done.stderr
+
+
+def test_a_full_stdout_is_told_and_not_a_failure(source: Path, tmp_path: Path) -> None:
+    with Path("/dev/full").open("w") as full:
+        command = [sys.executable, "-m", "batchinfer", "run", "rows.jsonl", *JOB]
+        done = subprocess.run(command, cwd=tmp_path, stdout=full, stderr=subprocess.PIPE, text=True)
+    assert done.returncode == 0
+    assert "Traceback" not in done.stderr
+    assert "could not be printed" in done.stderr
+
+
+def test_resume_reads_the_environment(cli: Cli, tmp_path: Path) -> None:
+    (tmp_path / "bad.jsonl").write_text('{"text": "a"}\n{"text"\n')
+    assert cli("run", "bad.jsonl", *JOB).returncode == 65
+    assert cli("resume", "out", BATCHINFER_MAX_ERRORS="1").returncode == 0
+    assert_one_line(cli("resume", "out", BATCHINFER_MAX_ERRORS="x"), 2, "BATCHINFER_MAX_ERRORS")
 
 
 def test_a_live_run_is_shown_and_not_disturbed(cli: Cli, tmp_path: Path) -> None:
