@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import os
+import resource
 import signal
-import statistics
 import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -131,20 +132,27 @@ def test_another_job_in_the_folder_exits_73(source: Path, cli: Cli) -> None:
 SLOW_ROWS = 4000
 
 
-def start_slow_run(tmp_path: Path) -> subprocess.Popen[str]:
+def start_slow_run(tmp_path: Path, on_hangup: Any = signal.SIG_DFL) -> subprocess.Popen[str]:
     """A run of many small shards, a few seconds long; returns when the first is there."""
     rows = "".join(f'{{"text": "row {i}"}}\n' for i in range(SLOW_ROWS))
     (tmp_path / "many.jsonl").write_text(rows)
-    process = subprocess.Popen(
-        [sys.executable, "-m", "batchinfer", "run", "many.jsonl", *JOB, "--chunk-rows", "2"],
-        cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
-    )  # fmt: skip
-    for _ in range(600):
+    # A process inherits what is ignored: the tests themselves may run under nohup, or behind `&`.
+    wanted = {signal.SIGHUP: on_hangup, signal.SIGINT: signal.default_int_handler}
+    before = {number: signal.signal(number, handler) for number, handler in wanted.items()}
+    try:
+        process = subprocess.Popen(
+            [sys.executable, "-m", "batchinfer", "run", "many.jsonl", *JOB, "--chunk-rows", "2"],
+            cwd=tmp_path, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True,
+        )  # fmt: skip
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+    for _ in range(3000):
         if list((tmp_path / "out" / "data").glob("*.parquet")):
             return process
         assert process.poll() is None, process.communicate()
         time.sleep(0.02)
-    raise AssertionError("no shard within 12 s")
+    raise AssertionError("no shard within a minute")
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
@@ -163,11 +171,7 @@ def test_a_signal_stops_cleanly_with_75_and_names_resume(
 
 
 def test_a_hangup_that_nohup_ignores_is_ignored(tmp_path: Path) -> None:
-    before = signal.signal(signal.SIGHUP, signal.SIG_IGN)  # inherited, as nohup does it
-    try:
-        process = start_slow_run(tmp_path)
-    finally:
-        signal.signal(signal.SIGHUP, before)
+    process = start_slow_run(tmp_path, on_hangup=signal.SIG_IGN)
     process.send_signal(signal.SIGHUP)
     process.communicate(timeout=60)
     assert process.returncode == 0
@@ -237,15 +241,16 @@ def test_nothing_heavy_is_imported_without_need(
 
 
 def test_help_is_quick() -> None:
-    def seconds() -> float:
-        started = time.perf_counter()
-        subprocess.run(
-            [sys.executable, "-m", "batchinfer", "--help"], capture_output=True, check=True
-        )
-        return time.perf_counter() - started
+    def cpu_seconds() -> float:
+        before = resource.getrusage(resource.RUSAGE_CHILDREN)
+        command = [sys.executable, "-m", "batchinfer", "--help"]
+        subprocess.run(command, capture_output=True, check=True)
+        after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        return after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
 
-    # Goal: 0.3 s on an idle core; twice that is allowed here, as tests run side by side.
-    assert statistics.median(seconds() for _ in range(5)) < 0.6
+    # The goal is 0.3 s; torch alone would take over a second. Processor time, and the best of five,
+    # as tests run side by side.
+    assert min(cpu_seconds() for _ in range(5)) < 0.5
 
 
 def test_help_names_every_command() -> None:
