@@ -3,10 +3,11 @@
 files ──readers──▶ Chunk ──tokenize──▶ Requests ──plan──▶ Batch ──engine──▶ Answers ──writer──▶ shard
         └────────── ahead of the device ──────────────────┘ └─ device ─┘ └─ behind the device ─┘
 
-from batchinfer import RunConfig, infer, resume, run
+from batchinfer import RunConfig, infer, resume, run, verify
 
 report = run(RunConfig(inputs=["reviews.jsonl"], model="my-model", output="out"))
 report = resume("out")                    # after any failure
+assert not verify("out").findings         # every row once, and as it was written
 frame = infer(["good", "bad"], model="my-model")
 """
 
@@ -16,20 +17,32 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-__all__ = ["RunConfig", "RunReport", "__version__", "infer", "resume", "run"]
+__all__ = [
+    "RunConfig",
+    "RunReport",
+    "Verification",
+    "__version__",
+    "infer",
+    "resume",
+    "run",
+    "verify",
+]
 
 if TYPE_CHECKING:
     from batchinfer.api import infer
     from batchinfer.config import RunConfig
     from batchinfer.reporting.report import RunReport
     from batchinfer.runner import resume, run
+    from batchinfer.verification import Verification, verify
 
 _HOMES = {
     "RunConfig": "batchinfer.config",
     "RunReport": "batchinfer.reporting.report",
+    "Verification": "batchinfer.verification",
     "infer": "batchinfer.api",
     "resume": "batchinfer.runner",
     "run": "batchinfer.runner",
+    "verify": "batchinfer.verification",
 }
 
 

@@ -13,8 +13,10 @@ import signal
 import sys
 import traceback
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
+from dataclasses import asdict
+from itertools import islice
 from types import FrameType
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
 
@@ -22,10 +24,11 @@ import typer
 
 from batchinfer import __version__
 from batchinfer.config import RunConfig, flag_name, knob_of, parts_of
-from batchinfer.errors import BatchInferError
+from batchinfer.errors import BatchInferError, without_secrets
 from batchinfer.lean import spare_pandas
 
 if TYPE_CHECKING:
+    from batchinfer.reporting.failures import Failure, Reason
     from batchinfer.reporting.progress import Progress
     from batchinfer.reporting.report import RunReport
     from batchinfer.worker import StopSignal
@@ -117,7 +120,9 @@ def _option(name: str) -> inspect.Parameter:
 
 
 _RUN_FLAGS = [name for name in RunConfig.model_fields if name != "inputs"]
-_RESUME_FLAGS = [name for name in _RUN_FLAGS if knob_of(name)["free"]]
+#: A plan cannot give these: whoever wrote it may be another than who resumes it.
+_CONSENTS = ("trust_remote_code", "allow_pickle")
+_RESUME_FLAGS = [name for name in _RUN_FLAGS if knob_of(name)["free"] or name in _CONSENTS]
 
 
 @app.command("run")
@@ -155,6 +160,13 @@ def resume_command(
     output: Output,
     *,
     flags: Mapping[str, Any],
+    retry_errors: Annotated[
+        bool, typer.Option("--retry-errors", help="Also try the rows again that have errors")
+    ] = False,
+    verify: Annotated[
+        bool,
+        typer.Option("--verify", help="Read every page first; make damaged shards again"),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -163,11 +175,19 @@ def resume_command(
     """Go on after any failure; the run folder knows its job."""
     variables = {n: v for n, v in RunConfig.variables(os.environ).items() if n in _RESUME_FLAGS}
     changes = {**variables, **flags}
-    RunConfig.load(flags, environ=os.environ)  # what is wrong is told before anything is opened
+    given = RunConfig.load(flags, environ=os.environ)  # what is wrong is told before all else
+    changes.update({name: getattr(given, name) for name in _CONSENTS})
     with _Conduct(quiet, verbose, no_progress) as (progress, stop):
         from batchinfer.runner import resume
 
-        report = resume(output, progress=progress, stop=stop, **changes)
+        report = resume(
+            output,
+            retry_errors=retry_errors,
+            verify=verify,
+            progress=progress,
+            stop=stop,
+            **changes,
+        )
     _finish(report, as_json=json, quiet=quiet)
 
 
@@ -178,6 +198,62 @@ def status_command(output: Output, *, json: Json = False) -> None:
 
     status = read_status(output)
     _print(_to_json(status.to_dict()) if json else status.to_text())
+
+
+@app.command("verify")
+def verify_command(
+    output: Output,
+    *,
+    inputs: Annotated[
+        bool,
+        typer.Option(
+            "--inputs/--no-inputs", help="Read the inputs again too, and compare row by row"
+        ),
+    ] = True,
+    json: Json = False,
+) -> None:
+    """Prove that every input row stands in the output exactly once; changes nothing."""
+    spare_pandas()
+    from batchinfer.verification import verify
+
+    found = verify(output, inputs=inputs)
+    _print(_to_json(found.to_dict()) if json else found.to_text())
+    raise typer.Exit(found.exit_code)
+
+
+@app.command("errors")
+def errors_command(
+    output: Output,
+    *,
+    jsonl: Annotated[
+        bool, typer.Option("--jsonl", help="One JSON object a line: file, row, error")
+    ] = False,
+    summary: Annotated[
+        bool, typer.Option("--summary", help="Count the reasons; numbers in them are masked")
+    ] = False,
+    limit: Annotated[
+        int | None, typer.Option("--limit", min=1, metavar="N", help="Only the first N lines")
+    ] = None,
+) -> None:
+    """List the rows that failed, as `file:row  reason`; rows count from 0, as `_row` does.
+
+    Works while a run is going on.
+    """
+    spare_pandas()
+    from batchinfer.reporting.failures import count_failures, read_failures, summarize
+
+    count = count_failures(output)
+    failures = read_failures(output)
+    items: Iterable[Failure | Reason] = summarize(failures) if summary else failures
+    lines = (_to_json(asdict(item)) if jsonl else str(item) for item in islice(items, limit))
+    while block := list(islice(lines, 1000)):
+        if not _print("\n".join(block)):
+            return
+    if count:
+        advice = f"`batchinfer resume {output} --retry-errors` tries them again"
+        _print_to_stderr(_safe(f"batchinfer: failed rows: {count:,}; {advice}"))
+    else:
+        _print_to_stderr("batchinfer: failed rows: none")
 
 
 class _Conduct:
@@ -220,10 +296,17 @@ def _set_up_logging(quiet: bool, verbose: bool) -> None:
     logging.raiseExceptions = False  # a closed terminal is no reason to stop
     handler = logging.StreamHandler(sys.stderr) if sys.stderr else logging.NullHandler()
     stamp = "" if _is_terminal(sys.stderr) else "%(asctime)s "
-    handler.setFormatter(logging.Formatter(f"{stamp}batchinfer: %(message)s"))
+    handler.setFormatter(_SafeFormatter(f"{stamp}batchinfer: %(message)s"))
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+
+
+class _SafeFormatter(logging.Formatter):
+    """One line a record, without secrets and without codes that a terminal would obey."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        return _safe(super().format(record))
 
 
 def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:
@@ -239,18 +322,30 @@ def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:
 
 
 def _to_json(value: Mapping[str, Any]) -> str:
-    return json.dumps(value, ensure_ascii=False)
+    return json.dumps(value)  # in ASCII: any name, on any stdout
 
 
-def _print(text: str) -> None:
+def _print(text: str) -> bool:
+    """Print to stdout; return whether anybody is there to read on."""
     if sys.stdout is None:
-        return
+        return False
+    text = "\n".join(map(_safe, text.split("\n")))
+    encoding = sys.stdout.encoding or "utf-8"
+    text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
         print(text, flush=True)
     except OSError as error:  # the reader has gone, or its disk is full; what was done is done
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         if not isinstance(error, BrokenPipeError):
             log.warning(f"stdout: {error.strerror}: the summary could not be printed")
+        return False
+    return True
+
+
+def _safe(text: str) -> str:
+    """A line to show: names in it are other people's, and may hold line breaks or terminal codes."""
+    shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
+    return without_secrets(shown)
 
 
 def _is_terminal(stream: TextIO | None) -> bool:
@@ -278,6 +373,7 @@ def _root(
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Every error that a user can cause is one line."""
+    _fill_standard_streams()
     try:
         result = app(args=arguments, standalone_mode=False)
     except BatchInferError as error:
@@ -287,7 +383,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except Exception:
-        traceback.print_exc()
+        _print_to_stderr(without_secrets(traceback.format_exc().rstrip()))
         return _fail("internal error: this is a bug in batchinfer, please report it", 1)
     return result if isinstance(result, int) else 0
 
@@ -300,6 +396,23 @@ def _one_line(error: typer.TyperException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    with suppress(OSError):  # a terminal that is gone can be told nothing
-        print(f"batchinfer: {message}", file=sys.stderr, flush=True)
+    _print_to_stderr(_safe(f"batchinfer: {message}"))
     return code
+
+
+def _print_to_stderr(text: str) -> None:
+    if sys.stderr is not None:  # print() would take stdout instead
+        with suppress(OSError):  # a terminal that is gone can be told nothing
+            print(text, file=sys.stderr, flush=True)
+
+
+def _fill_standard_streams() -> None:
+    """Open what the caller closed (`2>&-`), or the next file that is opened takes its number.
+
+    Then whatever a library prints to stderr would be written into a shard.
+    """
+    for number in (0, 1, 2):
+        try:
+            os.fstat(number)
+        except OSError:
+            os.open(os.devnull, os.O_RDWR)  # takes the lowest number that is free: this one

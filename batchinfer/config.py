@@ -11,6 +11,7 @@ import codecs
 import difflib
 import os
 import re
+import reprlib
 import typing
 from collections.abc import Mapping
 from fractions import Fraction
@@ -47,9 +48,10 @@ def _assignments(value: Any) -> Any:
     """Mappings may be written NAME=TYPE, one or several."""
     if isinstance(value, Mapping):
         return value
-    if not isinstance(value, (str, list, tuple)):
+    parts = _listed(value)
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
         raise ValueError("should be a mapping of names to types")
-    pairs = [str(part).partition("=") for part in _listed(value)]
+    pairs = [part.partition("=") for part in parts]
     if wrong := [name for name, equals, _ in pairs if not equals]:
         raise ValueError(f"'{wrong[0]}' should be written NAME=TYPE")
     return {name: type_name for name, _, type_name in pairs}
@@ -71,19 +73,45 @@ def _known_encoding(value: str) -> str:
     return name
 
 
+def _unicode(value: str) -> str:
+    """A name that ends up in a file's columns; what the shell passes may be any bytes."""
+    try:
+        value.encode()
+    except UnicodeEncodeError:
+        raise ValueError("is not valid UTF-8") from None
+    return value
+
+
 def _auto_is_none(value: Any) -> Any:
     return None if value == "auto" else value
 
 
+_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
+
+
+def _seconds(value: Any) -> Any:
+    """Seconds from 90, 45s, 30m, 2h, 1h30m, 1d."""
+    if not isinstance(value, str):
+        return value
+    found = _DURATION.fullmatch(value.strip())
+    if not found or not any(found.groups()):
+        raise ValueError("should be a time such as 45s, 30m, 2h or 1h30m")
+    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
+    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
 def _count_or_percentage(value: Any) -> str:
-    if not re.fullmatch(r"\d+|\d+(\.\d+)?%", str(value)):
+    is_simple = isinstance(value, (str, int, float))  # what else YAML makes may be endless as text
+    if not is_simple or not re.fullmatch(r"\d{1,18}|\d{1,3}(\.\d{1,18})?%", str(value)):
         raise ValueError("should be a whole number or a percentage such as 1%")
     return str(value)
 
 
+Text = Annotated[str, AfterValidator(_unicode)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Types = Annotated[dict[str, str], BeforeValidator(_assignments)]
+Types = Annotated[dict[Text, Text], BeforeValidator(_assignments)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+Duration = Annotated[float | None, BeforeValidator(_seconds)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 
 
@@ -103,6 +131,9 @@ class RunConfig(BaseModel):
     model: str = knob("", "Hub id or local folder (safetensors)", MODEL, flag="-m")
     revision: str | None = knob(None, "Branch, tag or commit of a hub model", MODEL)
     trust_remote_code: bool = knob(False, "Run Python code that comes with the model", MODEL)
+    allow_pickle: bool = knob(
+        False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL
+    )
     task: Literal["auto", "classify", "embed"] = knob(
         "auto", "What the model does; auto: found from the model", MODEL
     )
@@ -117,17 +148,18 @@ class RunConfig(BaseModel):
         "Tokens a row at most; longer rows are cut and counted [default: the model's]",
         MODEL,
         ge=1,
+        le=1 << 30,
     )
 
-    text_column: str = knob("text", "Column to read", INPUT, min_length=1)
-    text_pair_column: str | None = knob(None, "Second text of a pair", INPUT)
+    text_column: Text = knob("text", "Column to read", INPUT, min_length=1)
+    text_pair_column: Text | None = knob(None, "Second text of a pair", INPUT)
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = knob(
         "auto", "Input format; auto: by the file name", INPUT
     )
     encoding: Annotated[str, AfterValidator(_known_encoding)] = knob(
         "utf-8", "Text encoding of JSONL and CSV", INPUT
     )
-    delimiter: str | None = knob(None, "CSV delimiter [default: found from the header]", INPUT)
+    delimiter: Text | None = knob(None, "CSV delimiter [default: found from the header]", INPUT)
     header: bool = knob(
         True, "Whether CSV files have a header; without: column_0, column_1, …", INPUT
     )
@@ -140,7 +172,7 @@ class RunConfig(BaseModel):
     keep: Names | None = knob(
         None, "Columns carried through (repeatable; none: no column) [default: all]", OUTPUT
     )
-    output_prefix: str = knob("", "Prefix of the columns that the task writes", OUTPUT)
+    output_prefix: Text = knob("", "Prefix of the columns that the task writes", OUTPUT)
     chunk_rows: AutoInt = knob(
         None, "Rows of a chunk, hence of a shard [default: 16384, fewer where rows are large]", OUTPUT,
         ge=1, le=1 << 24,
@@ -149,9 +181,24 @@ class RunConfig(BaseModel):
         "0", "Row errors (N or P%) tolerated before the exit code is 65", CONDUCT, free=True
     )
 
+    deadline: Duration = knob(
+        None, "Stop cleanly before this time is over: 45s, 30m, 2h, 1h30m", CONDUCT, free=True, gt=0
+    )
+    batch_timeout: Duration = knob(
+        None,
+        "Time a batch may take before it counts as hanging; answers in a process of its own "
+        "[default: any]",
+        CONDUCT,
+        free=True,
+        gt=0,
+    )
+
     device: str = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
-    attention: Literal["auto", "sdpa", "eager"] = knob(
-        "auto", "Attention implementation of the model", SPEED, free=True
+    attention: Literal["auto", "packed", "sdpa", "eager"] = knob(
+        "auto",
+        "How the model attends; auto: packed, without padding, where a GPU can",
+        SPEED,
+        free=True,
     )
     max_batch_tokens: AutoInt = knob(
         None,
@@ -256,7 +303,7 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     try:
         text = path.read_text(encoding="utf-8")
         node = yaml.compose(text, Loader=yaml.SafeLoader)
-        document = yaml.safe_load(text)
+        document = yaml.safe_load(text)  # no tag makes it build anything but plain values
     except FileNotFoundError:
         raise UsageError(f"{path}: no such configuration file") from None
     except (OSError, UnicodeDecodeError) as error:
@@ -266,14 +313,25 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
         raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+    except RecursionError:
+        raise UsageError(f"{path}: not valid YAML: nested too deeply") from None
+    except (ValueError, AttributeError) as error:  # a date of month 13, an !!int that is none
+        reason = " ".join(str(error).split())[:100]
+        raise UsageError(f"{path}: not valid YAML: a value cannot be read: {reason}") from None
     if document is None:
         return {}, {}
     if not isinstance(document, dict) or not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}:1: should be a mapping of keys to values")
-    lines = {str(key.value): key.start_mark.line + 1 for key, _ in node.value}
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        line = key.start_mark.line + 1
+        if str(key.value) in lines:
+            first = lines[str(key.value)]
+            raise UsageError(f"{path}:{line}: '{key.value}' stands twice, first in line {first}")
+        lines[str(key.value)] = line
     return {str(key): value for key, value in document.items()}, lines
 
 
 def _shown(value: Any) -> str:
-    text = repr(value)
+    text = reprlib.repr(value)  # bounded: a few anchors in YAML can stand for a text without end
     return text if len(text) <= 60 else text[:57] + "…"

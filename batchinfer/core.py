@@ -81,12 +81,16 @@ class ChunkId(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Chunks [first, stop) of a segment that have no shard yet; `stop` None: to the segment's end."""
+    """Chunks [first, stop) of a segment that are to be answered; `stop` None: to the segment's end.
+
+    `rows`: of a span of one chunk, only these rows (of the chunk) are to be answered; None: all.
+    """
 
     segment: Segment
     first: int
     start: Position
     stop: int | None
+    rows: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -241,31 +245,49 @@ class Answers:
 
 @dataclass(frozen=True, slots=True)
 class LoadedChunk:
-    """A chunk with its batches, ready for the device. There is always at least one batch."""
+    """A chunk with its batches, ready for the device. There is always at least one batch.
+
+    `rows`: the rows that the requests are of, where the others have answers already; None: all.
+    """
 
     chunk: Chunk
     requests: Requests
     batches: Sequence[Batch]
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """The rows that are to be answered."""
+        return self.chunk.num_rows if self.rows is None else len(self.rows)
 
     def pin_memory(self) -> LoadedChunk:
-        return LoadedChunk(self.chunk, self.requests, [b.pin_memory() for b in self.batches])
+        pinned = [batch.pin_memory() for batch in self.batches]
+        return LoadedChunk(self.chunk, self.requests, pinned, self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class AnsweredChunk:
-    """A chunk with all its answers, in request order."""
+    """A chunk with all its answers, in request order; `rows` as in LoadedChunk."""
 
     chunk: Chunk
     requests: Requests
     values: Mapping[str, npt.NDArray[Any]]
     errors: Mapping[int, str]
+    rows: tuple[int, ...] | None = None
+
+    @property
+    def num_rows(self) -> int:
+        """The rows that were to be answered."""
+        return self.chunk.num_rows if self.rows is None else len(self.rows)
 
 
 @dataclass(frozen=True, slots=True)
 class Shard:
     """A committed file of the output, as its footer describes it.
 
-    `rescued` counts, by column, the values that did not fit the column's type.
+    `start` is where its rows begin in the segment's input, `next` where the rows behind them do.
+    `rescued` counts, by column, the values that did not fit the column's type. `revision` rises each
+    time that failed rows were tried again and the file was replaced.
     """
 
     id: ChunkId
@@ -276,9 +298,11 @@ class Shard:
     num_truncated: int
     rescued: Mapping[str, int]
     num_bytes: int
+    start: Position
     next: Position
     ends_segment: bool
     digest: str
+    revision: int = 0
 
 
 def ordinal(number: int) -> str:

@@ -7,9 +7,7 @@ What is kept ready is bounded: a slow device stops the readers, not the memory.
 from __future__ import annotations
 
 import multiprocessing
-import os
 import signal
-import sys
 import threading
 from collections.abc import Iterator, Sequence
 from multiprocessing.process import BaseProcess
@@ -18,6 +16,7 @@ from typing import Any, Self
 
 from torch.utils.data import DataLoader, IterableDataset
 
+from batchinfer.children import settle_child
 from batchinfer.core import LoadedChunk, Span
 from batchinfer.errors import BatchInferError, Interrupted
 from batchinfer.lean import spare_pandas
@@ -135,19 +134,5 @@ class _WorkerWatch:
 
 
 def _settle(worker: int) -> None:
-    """Leave signals to the parent, and die with it.
-
-    Ctrl-C and a closing terminal reach the whole process group; the parent stops feeding and ends its
-    workers itself. A parent that is killed outright cannot, so the kernel is asked to do it.
-    """
     spare_pandas()
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    if sys.platform == "linux":
-        import ctypes
-
-        set_parent_death_signal = 1
-        ctypes.CDLL(None).prctl(set_parent_death_signal, int(signal.SIGKILL))
-        parent = multiprocessing.parent_process()
-        if parent is None or os.getppid() != parent.pid:  # gone before the kernel was asked
-            os._exit(1)
+    settle_child([signal.SIGINT, signal.SIGHUP])

@@ -13,14 +13,64 @@ Row errors are not exceptions: a bad row is a row of the output whose `_error` s
 
 from __future__ import annotations
 
+import os
+import re
+
+#: Variables whose values are nobody's business: HF_TOKEN, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, …
+_SECRET_NAME = re.compile(
+    r"TOKEN|SECRET|PASSW|CREDENTIAL|(API|ACCESS|PRIVATE)_?KEY|(^|_)(KEY|AUTH)$", re.IGNORECASE
+)
+#: Shorter values would blot out words: TOKENIZERS_PARALLELISM is `false`.
+_MIN_SECRET_LENGTH = 8
+_HIDDEN = "***"
+_SECRET_FORMS = (
+    (re.compile(r"(?<=://)[^\s/@]+@"), f"{_HIDDEN}@"),  # https://user:password@host
+    (
+        re.compile(
+            r"([?&][^\s=&]*(?:token|key|secret|signature|password|credential|auth|sig)[^\s=&]*=)"
+            r"[^\s&\"'\\]+",
+            re.IGNORECASE,
+        ),
+        rf"\1{_HIDDEN}",
+    ),
+    (re.compile(r"\bhf_[A-Za-z0-9]{20,}"), _HIDDEN),
+    (re.compile(r"\bBearer\s+[\w+/=.~-]{8,}"), f"Bearer {_HIDDEN}"),
+)
+
+
+def without_secrets(text: str) -> str:
+    """A text with tokens, passwords and keys blotted out: those of the environment, and in URLs.
+
+    Libraries put the addresses they asked into their messages, and users put tokens into addresses.
+    """
+    for secret in _secrets_of_environment():
+        text = text.replace(secret, _HIDDEN)
+    for form, replacement in _SECRET_FORMS:
+        text = form.sub(replacement, text)
+    return text
+
+
+def _secrets_of_environment() -> list[str]:
+    found = {
+        value
+        for name, value in os.environ.items()
+        if _SECRET_NAME.search(name)
+        and len(value) >= _MIN_SECRET_LENGTH
+        and not value.startswith(os.sep)  # HF_TOKEN_PATH: where a secret lies is none
+    }
+    return sorted(found, key=len, reverse=True)
+
 
 class BatchInferError(Exception):
     """The base of every error that batchinfer raises on purpose.
 
-    The message is one line that says what, where, and what to do.
+    The message is one line that says what, where, and what to do; it holds no secret.
     """
 
     exit_code = 1
+
+    def __str__(self) -> str:
+        return without_secrets(super().__str__())
 
 
 class UsageError(BatchInferError):

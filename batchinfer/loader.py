@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from batchinfer.attempts import Attempts
 from batchinfer.batching import make_batches
 from batchinfer.core import BatchBudget, Chunk, LoadedChunk, Span
 from batchinfer.readers import ReadOptions, read_chunks
@@ -26,18 +27,25 @@ class Loader:
     budget: BatchBudget
     chunk_rows: int
     options: ReadOptions
+    attempts: Attempts = field(default_factory=Attempts)
 
     def load(self, span: Span) -> Iterator[LoadedChunk]:
         """Yield the chunks of a span in order, ready for the device."""
         for chunk in read_chunks(span, self.chunk_rows, self.options):
-            yield self.prepare(chunk)
+            with self.attempts.loading(chunk.id):
+                loaded = self.prepare(chunk, span.rows)
+            yield loaded
 
-    def prepare(self, chunk: Chunk) -> LoadedChunk:
-        """Tokenize a chunk and cut it into batches."""
-        requests = self.task.encode(chunk, self.encoder)
+    def prepare(self, chunk: Chunk, rows: tuple[int, ...] | None = None) -> LoadedChunk:
+        """Tokenize a chunk, or these rows of it, and cut it into batches."""
+        wanted = chunk
+        if rows is not None:
+            others = dict.fromkeys(set(range(chunk.num_rows)).difference(rows), "answered already")
+            wanted = dataclasses.replace(chunk, errors={**others, **chunk.errors})
+        requests = self.task.encode(wanted, self.encoder)
         batches = make_batches(chunk.id, requests, self.budget)
         # The batches hold the tokens now; a second copy would travel to the device's process too.
-        return LoadedChunk(chunk, dataclasses.replace(requests, fields={}), batches)
+        return LoadedChunk(chunk, dataclasses.replace(requests, fields={}), batches, rows)
 
     def stream(self, spans: Iterable[Span]) -> Iterator[LoadedChunk]:
         """Yield the chunks of all spans, in order, loaded in this process."""

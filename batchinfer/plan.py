@@ -7,20 +7,24 @@ import dataclasses
 import functools
 import hashlib
 import json
+import math
+import os
 from dataclasses import dataclass
 from typing import Any
 
 import pyarrow as pa
+from pydantic import ValidationError
 
 from batchinfer.config import RunConfig, knob_of
-from batchinfer.core import InputFile, ModelSpec, Segment
+from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Segment
 from batchinfer.errors import JobMismatchError, StorageError, UsageError
 from batchinfer.readers.base import ReadOptions
+from batchinfer.readers.listing import COMPRESSIONS, FORMATS
 
 FORMAT = 1
 
 #: Said elsewhere in the identity: the inputs by file, the model by its files' digest or commit.
-_NOT_IDENTITY = {"inputs", "output", "model", "revision", "trust_remote_code"}
+_NOT_IDENTITY = {"inputs", "output", "model", "revision", "trust_remote_code", "allow_pickle"}
 IDENTITY_KNOBS = tuple(
     name
     for name in RunConfig.model_fields
@@ -132,38 +136,54 @@ class Plan:
 
     @classmethod
     def from_json(cls, content: bytes, path: str) -> Plan:
-        """Read plan.json back. Raises StorageError where it was damaged."""
+        """Read plan.json back.
+
+        Raises StorageError where it was damaged. The checksum keeps no one from writing a plan by hand:
+        JobMismatchError where it holds what batchinfer never writes.
+        """
         try:
             document = json.loads(content)
             checksum = document.pop("checksum")
             intact = checksum == _checksum(document)
-        except (ValueError, KeyError, AttributeError, TypeError):
+        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
             intact = False
         if not intact:
             raise StorageError(
                 f"{path}: damaged: it is not what batchinfer wrote; restore it, or start again with "
                 "`batchinfer run` in another folder"
             )
-        if document["format"] != FORMAT:
+        written = document.get("format")
+        if type(written) is int and written != FORMAT:
             raise JobMismatchError(
                 f"{path}: written by another version of batchinfer (plan format "
-                f"{document['format']}, this one has {FORMAT}); resume with that version"
+                f"{written}, this one has {FORMAT}); resume with that version"
             )
-        segments = tuple(
-            Segment(s["index"], tuple(InputFile(**f) for f in s["files"]), s["max_rows"])
-            for s in document["segments"]
-        )
-        model = {**document["model"], "labels": tuple(document["model"]["labels"])}
-        plan = cls(
-            config=RunConfig.model_validate(document["config"]),
-            model=ModelSpec(**model),
-            segments=segments,
-            input_schema=_schema_from_json(document["input_schema"]),
-            output_schema=_schema_from_json(document["output_schema"]),
-            row_bytes=document["row_bytes"],
-            num_rows_estimate=document["num_rows_estimate"],
-        )
-        if plan.id != document["plan_id"]:
+        try:
+            plan = cls(
+                config=_config_from_json(document["config"]),
+                model=_model_from_json(document["model"]),
+                segments=_segments_from_json(document["segments"]),
+                input_schema=_schema_from_json(document["input_schema"]),
+                output_schema=_schema_from_json(document["output_schema"]),
+                row_bytes=_number(document["row_bytes"]),
+                num_rows_estimate=_whole(document["num_rows_estimate"]),
+            )
+            _require_texts(plan)
+            plan_id = plan.id
+        except (
+            ArithmeticError,
+            AttributeError,
+            LookupError,
+            OSError,
+            TypeError,
+            ValueError,
+        ) as error:
+            reason = " ".join(str(error).split())[:100]
+            raise JobMismatchError(
+                f"{path}: not written by this version of batchinfer ({type(error).__name__}: {reason}); "
+                "resume with that version, or start anew with another --output"
+            ) from None
+        if plan_id != document.get("plan_id"):
             raise JobMismatchError(
                 f"{path}: written by another version of batchinfer; resume with that version"
             )
@@ -224,5 +244,97 @@ def _schema_to_json(schema: pa.Schema) -> dict[str, Any]:
     return {"columns": _columns(schema), "arrow_ipc": ipc}
 
 
+# -- what a plan.json may hold; each raises ValueError, TypeError or KeyError for anything else -----
+
+
 def _schema_from_json(document: dict[str, Any]) -> pa.Schema:
-    return pa.ipc.read_schema(pa.py_buffer(base64.b64decode(document["arrow_ipc"])))
+    schema = pa.ipc.read_schema(pa.py_buffer(base64.b64decode(document["arrow_ipc"])))
+    _require(document["columns"] == _columns(schema), "its schemas differ from their descriptions")
+    _require(len(set(schema.names)) == len(schema.names), "it has a column twice")
+    return schema
+
+
+def _config_from_json(document: dict[str, Any]) -> RunConfig:
+    try:
+        config = RunConfig.model_validate(document)
+    except ValidationError as error:
+        detail = error.errors()[0]
+        raise ValueError(f"config {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
+    _require(config.engine in ("local", "fake"), "config engine: not resolved")
+    _require(config.task != "auto" and config.dtype != "auto", "config task or dtype: not resolved")
+    _require(None not in (config.max_length, config.chunk_rows), "config: a size is not resolved")
+    return config
+
+
+def _model_from_json(document: dict[str, Any]) -> ModelSpec:
+    spec = ModelSpec(**{**document, "labels": tuple(map(_text, document["labels"]))})
+    for name in ("name", "identity", "architecture", "prompt"):
+        _text(getattr(spec, name))
+    _require(spec.task in ("classify", "embed"), "model task: unknown")
+    _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")
+    _require(spec.pooling in ("mean", "cls", "last"), "model pooling: unknown")
+    _require(type(spec.normalize) is bool, "model normalize: neither true nor false")
+    _require(0 < _whole(spec.max_length) <= 1 << 30, "model max_length: out of range")
+    _require(_whole(spec.dimension) <= 1 << 30, "model dimension: out of range")
+    return spec
+
+
+def _segments_from_json(document: list[dict[str, Any]]) -> tuple[Segment, ...]:
+    _require(type(document) is list and len(document) > 0, "it has no segments")
+    segments = []
+    for index, segment in enumerate(document):
+        _require(segment["index"] == index, "segments are out of order")
+        _require(type(segment["files"]) is list and len(segment["files"]) > 0, "a segment is empty")
+        limit = segment["max_rows"]
+        files = tuple(_file_from_json(file) for file in segment["files"])
+        segments.append(Segment(index, files, None if limit is None else _whole(limit)))
+    return tuple(segments)
+
+
+def _file_from_json(document: dict[str, Any]) -> InputFile:
+    file = InputFile(**document)
+    _require(os.path.isabs(_text(file.path)) and "\0" not in file.path, "an input has no path")
+    _text(file.source).encode()
+    _require(file.format in FORMATS, "the format of an input is unknown")
+    _require(
+        file.compression in ("", *COMPRESSIONS.values())
+        and not (file.compression and file.format == "parquet"),
+        "the compression of an input is unknown",
+    )
+    _whole(file.size)
+    _require(
+        type(file.mtime_ns) is int and abs(file.mtime_ns) < 1 << 63, "the time of an input is none"
+    )
+    return file
+
+
+def _require_texts(plan: Plan) -> None:
+    names = plan.input_schema.names
+    for name in plan.read_options.text_columns:
+        _require(name in names, "it does not read its text column")
+    _require(not set(names) & set(BOOKKEEPING), "it reads a column of batchinfer's own")
+    _require(plan.config.task == plan.model.task, "config and model name two tasks")
+
+
+def _text(value: object) -> str:
+    if type(value) is not str:
+        raise TypeError(f"a {type(value).__name__} where a string should stand")
+    return value
+
+
+def _whole(value: object) -> int:
+    if type(value) is not int or not 0 <= value < 1 << 63:
+        raise ValueError("a count or size is no whole number, or out of range")
+    return value
+
+
+def _number(value: object) -> float:
+    _require(type(value) in (int, float), "a number is none")
+    number = float(value)  # type: ignore[arg-type]
+    _require(math.isfinite(number) and 0 <= number < 1 << 62, "a number is out of range")
+    return number
+
+
+def _require(fulfilled: bool, otherwise: str) -> None:
+    if not fulfilled:
+        raise ValueError(otherwise)

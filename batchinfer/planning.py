@@ -90,6 +90,24 @@ def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Pa
     return plan, folder
 
 
+def check_schemas(plan: Plan) -> None:
+    """See that a plan's schemas are those that its configuration gives.
+
+    Raises JobMismatchError for a plan that was not made by `make_plan`.
+    """
+    try:
+        kept = _kept_columns(plan.config, plan.input_schema)
+        fields = [plan.input_schema.field(name) for name in kept]
+        expected = _output_schema(plan.config, plan.model, fields)
+    except UsageError:
+        expected = None
+    if expected is None or not plan.output_schema.equals(expected):
+        raise JobMismatchError(
+            f"{plan.config.output}: its plan.json contradicts itself: not written by batchinfer; start "
+            "anew with another --output"
+        )
+
+
 def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
     """Compare the inputs with what they were when the job was planned.
 

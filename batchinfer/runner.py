@@ -8,17 +8,17 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-from batchinfer.config import RunConfig
-from batchinfer.core import ChunkId, Shard
+from batchinfer.config import RunConfig, flag_name
+from batchinfer.core import ChunkId, Shard, Span
 from batchinfer.engines import describe_model
-from batchinfer.errors import Interrupted, JobMismatchError, StorageError
+from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.plan import Plan, first_difference
-from batchinfer.planning import check_inputs, make_plan
+from batchinfer.planning import check_inputs, check_schemas, make_plan
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.worker import StopSignal, Worker
@@ -42,8 +42,11 @@ def run(
     """
     with _io_errors_named(config.output):
         _refuse_foreign_folder(config.output)
+        stop = stop or StopSignal()
+        if config.deadline is not None:
+            stop.set_by(config.deadline)
         plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
-        worker = Worker(plan, model_folder, progress or Silent(), stop or StopSignal())
+        worker = Worker(plan, model_folder, progress or Silent(), stop)
         with RunFolder(config.output) as folder, closing(worker):
             held = None if overwrite else load_plan(config.output)
             if held is None:
@@ -68,52 +71,120 @@ def run(
 def resume(
     output: str | os.PathLike[str],
     *,
+    trust_remote_code: bool = False,
+    allow_pickle: bool = False,
+    retry_errors: bool = False,
+    verify: bool = False,
     progress: Progress | None = None,
     stop: StopSignal | None = None,
     **changes: Any,
 ) -> RunReport:
     """Go on with the job of a run folder after any failure.
 
-    `changes` may name what does not change the answers: device, attention, max_batch_tokens,
-    max_batch_rows, workers, max_errors. Raises what `run` raises; JobMismatchError names the input or
-    the part of the model that changed.
+    `retry_errors` also puts the rows that have errors through the model again, and replaces only the
+    shards that change. `verify` reads every page of every shard first; those that do not match their
+    checksums are set aside and made again. `changes` may name what does not change the answers:
+    device, attention, max_batch_tokens, max_batch_rows, workers, max_errors, deadline, batch_timeout.
+    Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
+
+    A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
+    may be another's, and whoever can write plan.json can name any model in it.
     """
+    consents = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     with _io_errors_named(output):
         require_plan(output)  # before a lock makes a run folder of whatever was named
+        stop = stop or StopSignal()
         with RunFolder(output) as folder:
+            # A deadline is that of one command.
+            changes.setdefault("deadline", None)
             plan = require_plan(output).with_changes(output=str(output), **changes)
-            shards = folder.shards(plan)
+            if plan.config.deadline is not None:
+                stop.set_by(plan.config.deadline)
+            shards = folder.shards(plan, read_pages=verify)
             model_folder = None
-            if folder.pending(plan, shards):
+            if folder.pending(plan, shards) or (retry_errors and folder.failed(plan, shards)):
+                _require_consent(plan, consents)
+                check_schemas(plan)
                 plan = check_inputs(plan, shards)
                 model, model_folder = describe_model(plan.config)
                 if difference := first_difference(plan, dataclasses.replace(plan, model=model)):
                     raise JobMismatchError(
                         f"{output}: {difference}; start anew with another --output"
                     )
-            worker = Worker(plan, model_folder, progress or Silent(), stop or StopSignal())
+            worker = Worker(plan, model_folder, progress or Silent(), stop)
             with closing(worker):
-                return _answer_pending(folder, plan, shards, worker)
+                return _answer_pending(folder, plan, shards, worker, retry_errors=retry_errors)
+
+
+def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
+    """See that what the plan would load is trusted by this call too."""
+    for name, given in consents.items():
+        if getattr(plan.config, name) and not given:
+            loads = "Python code" if name == "trust_remote_code" else "pickled weights"
+            raise UsageError(
+                f"{plan.config.output}: the job loads {loads} of {plan.config.model}; if you trust it, "
+                f"say so again: `batchinfer resume {plan.config.output} {flag_name(name)}`"
+            )
 
 
 def _answer_pending(
-    folder: RunFolder, plan: Plan, shards: dict[ChunkId, Shard], worker: Worker
+    folder: RunFolder,
+    plan: Plan,
+    shards: dict[ChunkId, Shard],
+    worker: Worker,
+    *,
+    retry_errors: bool = False,
 ) -> RunReport:
-    """Answer the chunks that have no shard yet; then vouch for the whole."""
-    spans = folder.pending(plan, shards)
-    if spans:
-        folder.retract_success()
-        for shard in worker.process(folder, spans, shards.values()):
+    """Answer the chunks that have no shard yet, and the failed rows again; then vouch for the whole."""
+    failed = {
+        ChunkId(span.segment.index, span.first): span
+        for span in (folder.failed(plan, shards) if retry_errors else ())
+    }
+    retried_rows = cured_rows = 0
+
+    def left() -> list[Span]:
+        return [*folder.pending(plan, shards), *failed.values()]
+
+    def process(spans: list[Span], *, isolated: bool) -> None:
+        nonlocal retried_rows, cured_rows
+        rows_done = sum(shard.num_rows for shard in shards.values())
+        rows_done -= sum(len(span.rows or ()) for span in failed.values())
+        for shard in worker.process(folder, spans, rows_done, isolated=isolated):
+            if span := failed.pop(shard.id, None):
+                retried_rows += len(span.rows or ())
+                cured_rows += shards[shard.id].num_errors - shard.num_errors
             shards[shard.id] = shard
+
+    begun = bool(left())
+    if begun:
+        worker.has_answered = any(shard.num_errors < shard.num_rows for shard in shards.values())
+        folder.retract_success()
+        # First, in a process of their own, the chunks at which a run died without a word.
+        if suspects := folder.suspects(left()):
+            process(suspects, isolated=True)
+        if left() and not worker.stop.is_set:
+            process(left(), isolated=False)
     finished = not folder.pending(plan, shards)
     if finished:
         folder.finish(shards)
-    report = summarize(plan, shards.values(), worker.effort, finished=finished)
-    if spans:
+    report = summarize(
+        plan,
+        shards.values(),
+        worker.effort,
+        finished=finished,
+        retried_rows=retried_rows,
+        cured_rows=cured_rows,
+    )
+    if begun:
         folder.write_report(report.to_dict())
     if not finished:
         raise Interrupted(
             f"stopped with {report.num_rows:,} rows durable; go on with `batchinfer resume {folder.path}`"
+        )
+    if failed:
+        raise Interrupted(
+            f"stopped before all failed rows were tried again; go on with `batchinfer resume {folder.path} "
+            "--retry-errors`"
         )
     return report
 
@@ -129,7 +200,8 @@ def _refuse_foreign_folder(path: str) -> None:
     except NotADirectoryError:
         raise JobMismatchError(f"{path}: not a folder; name one with --output") from None
     data = Path(path) / "data"
-    if names - {"data", "_batchinfer"} or (data.is_dir() and any(data.iterdir())):
+    is_other = names - {"data", "_batchinfer"} or (data.is_dir() and any(data.iterdir()))
+    if is_other and not has_plan(path):  # asked again: another run may have begun in between
         raise JobMismatchError(
             f"{path}: holds other files and no run of batchinfer; name a new or empty folder with "
             "--output"
@@ -147,8 +219,8 @@ def _io_errors_named(output: str | os.PathLike[str]) -> Iterator[None]:
     except OSError as error:
         where = error.filename or output
         if error.errno in _FULL:
+            again = f"`batchinfer resume {output}`" if has_plan(output) else "start it again"
             raise Interrupted(
-                f"{where}: no space left; what is committed stays: make room, then `batchinfer resume "
-                f"{output}`"
+                f"{where}: no space left; what is committed stays: make room, then {again}"
             ) from error
         raise StorageError(f"{where}: {error.strerror or error}") from error

@@ -33,13 +33,15 @@ from batchinfer.core import (
     Span,
 )
 from batchinfer.engines import create_encoder, create_engine
-from batchinfer.engines.base import Engine
+from batchinfer.engines.base import DeviceLostError, Engine
+from batchinfer.engines.supervised import SupervisedEngine
 from batchinfer.loader import Loader
 from batchinfer.plan import Plan
 from batchinfer.reporting.progress import Progress
 from batchinfer.reporting.report import Effort
 from batchinfer.tasks import create_task
 from batchinfer.tasks.base import AnswerField
+from batchinfer.tokenization import Encoder
 from batchinfer.writers.run_folder import RunFolder
 from batchinfer.writers.shard import ShardWriter
 
@@ -49,6 +51,8 @@ log = logging.getLogger("batchinfer")
 WRITE_BEHIND = 2
 #: How long a stopped run goes on with the chunks that it has begun, in seconds.
 GRACE_SECONDS = 5.0
+#: A run that must end by a deadline stops this much before it: the grace, and as much to commit.
+MARGIN_SECONDS = 2 * GRACE_SECONDS
 #: Input below this is read in the main process: a worker takes two seconds to start.
 SMALL_INPUT_BYTES = 8 << 20
 #: One worker tokenizes about 1 M tokens/s a core and uses all cores; more of them only read ahead.
@@ -59,20 +63,27 @@ class StopSignal:
     """Asks a run to stop: no new chunk is begun, and those begun get a few seconds more."""
 
     def __init__(self) -> None:
-        self._deadline: float | None = None
+        self._grace_ends: float | None = None
+        self._due: float | None = None
 
     def set(self) -> None:
         """Ask; asking again changes nothing."""
-        if self._deadline is None:
-            self._deadline = time.monotonic() + GRACE_SECONDS
+        if self._grace_ends is None:
+            self._grace_ends = time.monotonic() + GRACE_SECONDS
+
+    def set_by(self, seconds: float) -> None:
+        """Ask in time for the run to be over so many seconds from now."""
+        self._due = time.monotonic() + seconds - min(MARGIN_SECONDS, seconds / 2)
 
     @property
     def is_set(self) -> bool:
-        return self._deadline is not None
+        if self._due is not None and time.monotonic() >= self._due:
+            self.set()
+        return self._grace_ends is not None
 
     @property
     def out_of_time(self) -> bool:
-        return self._deadline is not None and time.monotonic() >= self._deadline
+        return self.is_set and time.monotonic() >= (self._grace_ends or 0.0)
 
 
 class Worker:
@@ -86,62 +97,120 @@ class Worker:
         config = plan.config
         self.task = create_task(plan.model, config.text_column, config.text_pair_column)
         self.engine: Engine | None = None
+        #: Whether rows of this job have answers: then a row that fails is not the model's fault.
+        self.has_answered = False
         self.load_seconds = self.seconds = 0.0
         self.budget = BatchBudget(0, 0)
-        self.shards: list[Shard] = []
+        self.new_rows = self.new_tokens = 0
 
-    def load(self) -> Engine:
-        """The engine, with the model on the device. Raises ModelError, or UsageError for the device."""
+    def load(self, *, isolated: bool = False) -> Engine:
+        """The engine, with the model on the device; `isolated`: in a process of its own.
+
+        Raises ModelError, or UsageError for the device.
+        """
+        config = self.plan.config
+        isolated = isolated or config.batch_timeout is not None
+        if self.engine is not None and isinstance(self.engine, SupervisedEngine) != isolated:
+            self.close()
         if self.engine is None:
             started = time.monotonic()
-            self.engine = create_engine(self.plan.config, self.task, self.model_folder)
-            self.load_seconds = time.monotonic() - started
+            if isolated:
+                self.engine = SupervisedEngine(
+                    self.task, config, self.model_folder, config.batch_timeout
+                )
+            else:
+                self.engine = create_engine(config, self.task, self.model_folder)
+            seconds = time.monotonic() - started
+            self.load_seconds += seconds
             log.debug(
-                f"loaded {self.plan.model.name} in {self.load_seconds:.1f} s: {self.engine.dtype} on "
-                f"{self.engine.device_kind}, texts cut at {self.plan.model.max_length:,} tokens"
+                f"loaded {self.plan.model.name} in {seconds:.1f} s: {self.engine.dtype} on "
+                f"{self.engine.device_kind}{', in a process of its own' if isolated else ''}, texts "
+                f"cut at {self.plan.model.max_length:,} tokens"
             )
         return self.engine
 
     def process(
-        self, folder: RunFolder, spans: Sequence[Span], committed: Iterable[Shard] = ()
+        self,
+        folder: RunFolder,
+        spans: Sequence[Span],
+        rows_done: int = 0,
+        *,
+        isolated: bool = False,
     ) -> Iterator[Shard]:
         """Yield a committed shard for each chunk; the device stays busy throughout.
 
-        `committed`: the shards that stand already, for the progress display.
+        `rows_done`: rows that have answers already, for the progress display. `isolated`: the chunks
+        are suspected to have killed a process, and are answered in one of their own.
         """
-        plan, engine = self.plan, self.load()
+        plan, engine = self.plan, self.load(isolated=isolated)
+        if self.has_answered:
+            engine.vouch()
         self.budget = self._choose_budget(engine, folder)
         writer = ShardWriter(folder, plan, self.task, self.budget, engine.dtype, engine.device_kind)
-        self._begin(folder, sum(shard.num_rows for shard in committed))
-        started = time.monotonic()
+        self._begin(folder, spans, rows_done)
+        began, before = time.monotonic(), self.seconds
+        under_way: set[ChunkId] = set()
         try:
-            answered = answer(self._load_ahead(engine, spans), engine, self.progress, self.stop)
-            for shard in write_behind(writer.commit, answered):
-                self.shards.append(shard)
-                self.seconds = time.monotonic() - started
+            loaded = self._begun(self._load_ahead(engine, spans, folder), folder, under_way)
+            answered = answer(loaded, engine, self.progress, self.stop)
+            for shard in write_behind(writer.commit, self._counted(answered)):
+                folder.attempts.end(shard.id)
+                under_way.discard(shard.id)
+                self.seconds = before + time.monotonic() - began
                 yield shard
+        except DeviceLostError:
+            under_way.clear()  # their marks stay: one of them may be the cause
+            raise
         finally:
+            for chunk in under_way:
+                folder.attempts.end(chunk)
             self.progress.end()
 
-    def _begin(self, folder: RunFolder, rows_done: int) -> None:
+    def _begun(
+        self, chunks: Iterable[LoadedChunk], folder: RunFolder, under_way: set[ChunkId]
+    ) -> Iterator[LoadedChunk]:
+        """The chunks, each marked as it goes to the device."""
+        for loaded in chunks:
+            folder.attempts.begin(loaded.chunk.id)
+            under_way.add(loaded.chunk.id)
+            yield loaded
+
+    def _counted(self, answered: Iterable[AnsweredChunk]) -> Iterator[AnsweredChunk]:
+        for chunk in answered:
+            self.new_rows += chunk.num_rows
+            self.new_tokens += int(chunk.requests.cost.sum())
+            yield chunk
+
+    def _begin(self, folder: RunFolder, spans: Sequence[Span], rows_done: int) -> None:
         plan = self.plan
-        left = max(0, plan.num_rows_estimate - rows_done)
+        expected = plan.num_rows_estimate
+        if all(span.rows is not None for span in spans):
+            expected = rows_done + sum(len(span.rows or ()) for span in spans)
         log.info(
-            f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): about {left:,} rows to "
-            f"answer, {plan.chunk_rows:,} a shard, into {folder.path}"
+            f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): about "
+            f"{max(0, expected - rows_done):,} rows to answer, {plan.chunk_rows:,} a shard, into "
+            f"{folder.path}"
         )
         log.debug(
             f"batches of at most {self.budget.max_batch_tokens:,} tokens and "
             f"{self.budget.max_batch_rows:,} rows"
         )
-        self.progress.begin(rows_done=rows_done, rows_expected=plan.num_rows_estimate)
+        self.progress.begin(rows_done=rows_done, rows_expected=expected)
 
-    def _load_ahead(self, engine: Engine, spans: Sequence[Span]) -> Iterator[LoadedChunk]:
+    def _load_ahead(
+        self, engine: Engine, spans: Sequence[Span], folder: RunFolder
+    ) -> Iterator[LoadedChunk]:
         """Read, tokenize and batch: in this process, or in others that run ahead of the device."""
         plan = self.plan
-        encoder = create_encoder(plan.config, plan.model, self.model_folder)
-        loader = Loader(self.task, encoder, self.budget, plan.chunk_rows, plan.read_options)
-        workers = self._num_workers(spans)
+        encoder: Encoder
+        if isinstance(engine, SupervisedEngine):
+            encoder, workers = engine, 0
+        else:
+            encoder = create_encoder(plan.config, plan.model, self.model_folder)
+            workers = self._num_workers(spans)
+        loader = Loader(
+            self.task, encoder, self.budget, plan.chunk_rows, plan.read_options, folder.attempts
+        )
         log.debug(f"{workers or 'no'} processes read and tokenize ahead")
         if workers == 0:
             return loader.stream(spans)
@@ -159,7 +228,8 @@ class Worker:
     def effort(self) -> Effort:
         """What this worker did so far."""
         return Effort(
-            new_shards=tuple(self.shards),
+            new_rows=self.new_rows,
+            new_tokens=self.new_tokens,
             seconds=self.seconds,
             load_seconds=self.load_seconds,
             device=self.engine.device_kind if self.engine else "",
@@ -170,6 +240,7 @@ class Worker:
         """Give the device back."""
         if self.engine is not None:
             self.engine.close()
+            self.engine = None
 
     def _choose_budget(self, engine: Engine, folder: RunFolder) -> BatchBudget:
         """What the user set; for the rest, what this kind of device began the job with."""
@@ -212,7 +283,7 @@ def answer(
         progress.answered(len(batch), batch.num_tokens)
         if gathered.is_complete:
             answered = gathering.pop(batch.chunk).result()
-            progress.answered(answered.chunk.num_rows - len(answered.requests), 0)
+            progress.answered(answered.num_rows - len(answered.requests), 0)
             progress.failed(len(answered.errors))
             yield answered
 
@@ -268,4 +339,5 @@ class _Gathering:
 
     def result(self) -> AnsweredChunk:
         errors = {**self.loaded.requests.errors, **self.errors, **self.loaded.chunk.errors}
-        return AnsweredChunk(self.loaded.chunk, self.loaded.requests, self.values, errors)
+        loaded = self.loaded
+        return AnsweredChunk(loaded.chunk, loaded.requests, self.values, errors, loaded.rows)

@@ -82,6 +82,28 @@ def test_row_errors_are_allowed_by_number_or_share(
     assert RunConfig.load({"max_errors": allowed}, None, {}).error_allowance(rows) == expected
 
 
+@pytest.mark.parametrize(
+    ("given", "seconds"),
+    [
+        ("45s", 45),
+        ("30m", 1800),
+        ("2h", 7200),
+        ("1h30m", 5400),
+        ("1d", 86400),
+        ("90", 90),
+        (90, 90),
+    ],
+)
+def test_times_are_written_as_people_do(given: str | int, seconds: float) -> None:
+    assert RunConfig.load({"deadline": given}, None, {}).deadline == seconds
+
+
+@pytest.mark.parametrize("given", ["", "2x", "h", "-5s", "0", "1m1h", "soon"])
+def test_what_is_no_time_is_told(given: str) -> None:
+    with pytest.raises(UsageError, match="--deadline"):
+        RunConfig.load({"deadline": given}, None, {})
+
+
 def test_a_configuration_survives_its_own_json() -> None:
     config = RunConfig(
         inputs=("a", "b"), output="out", keep=(), types={"x": "int64"}, max_errors="2%"

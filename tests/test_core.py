@@ -29,6 +29,7 @@ def shard(segment: int, chunk: int, *, ends: bool = False) -> Shard:
         num_truncated=0,
         rescued={},
         num_bytes=0,
+        start=Position(),
         next=Position(0, 100 * (chunk + 1), 10 * (chunk + 1), 10 * (chunk + 1)),
         ends_segment=ends,
         digest="",

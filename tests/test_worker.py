@@ -121,6 +121,29 @@ def test_out_of_memory_halves_batches_and_changes_no_answer() -> None:
     np.testing.assert_array_equal(halved.values["score"], whole.values["score"])
 
 
+def test_what_ran_out_of_memory_is_not_tried_again(caplog: pytest.LogCaptureFixture) -> None:
+    engine = OutOfMemory(room=20)
+    answer_all([loaded_chunk(0, texts(60))], engine)
+    learned = engine.recovered
+    caplog.clear()
+    [second] = answer_all([loaded_chunk(1, texts(60))], engine)
+    assert engine.recovered == learned > 0
+    assert not caplog.records
+    [whole] = answer_all([loaded_chunk(1, texts(60))], FakeEngine(TASK))
+    np.testing.assert_array_equal(second.values["score"], whole.values["score"])
+
+
+def test_a_batch_that_fails_for_another_reason_teaches_nothing_about_memory() -> None:
+    engine = Poisoned(tokens=101)
+    answer_all([loaded_chunk(0, [*texts(40), "x" * 400])], engine)
+    assert not any(engine.is_too_large(batch) for batch in loaded_chunk(1, texts(60)).batches)
+
+
+def test_a_row_too_large_for_the_memory_alone_is_an_error() -> None:
+    [done] = answer_all([loaded_chunk(0, [*texts(40), "x" * 240])], OutOfMemory(room=40))
+    assert done.errors == {40: "MemoryError: no room"}
+
+
 def test_a_row_that_fails_alone_is_an_error_and_the_others_are_untouched() -> None:
     chunk = loaded_chunk(0, [*texts(40), "x" * 400])
     [done] = answer_all([chunk], Poisoned(tokens=101))
@@ -193,6 +216,31 @@ def test_a_stop_gives_up_a_chunk_that_takes_too_long(monkeypatch: pytest.MonkeyP
             return super().answer(batch)
 
     assert answer_all([loaded_chunk(0, texts(40))], StopsAtOnce(TASK), stop) == []
+
+
+def test_a_deadline_leaves_time_to_commit(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    stop = StopSignal()
+    stop.set_by(3600)
+    now += 3600 - worker.MARGIN_SECONDS - 1
+    assert not stop.is_set
+    now += 1
+    assert stop.is_set
+    assert not stop.out_of_time
+    now += worker.GRACE_SECONDS
+    assert stop.out_of_time
+
+
+def test_a_short_deadline_leaves_half_of_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 100.0
+    monkeypatch.setattr(worker.time, "monotonic", lambda: now)
+    stop = StopSignal()
+    stop.set_by(4)
+    now += 1.9
+    assert not stop.is_set
+    now += 0.1
+    assert stop.is_set
 
 
 def test_progress_counts_every_row_once() -> None:

@@ -34,6 +34,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         max_length=config.max_length,
         pairs=config.text_pair_column is not None,
         trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
     )
 
 
@@ -72,4 +73,5 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         device=config.device,
         attention=config.attention,
         trust_remote_code=config.trust_remote_code,
+        allow_pickle=config.allow_pickle,
     )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
 
@@ -11,8 +12,16 @@ from batchinfer.core import Answers, Batch, BatchBudget
 from batchinfer.errors import ModelError
 from batchinfer.tasks.base import Task
 
+log = logging.getLogger("batchinfer")
+
 #: So many requests that fail alone, with none answered before, and the run stops.
 HOPELESS = 8
+#: After a batch did not fit into memory, batches stay below this share of it.
+CEILING_SHARE = 0.8
+
+
+class DeviceLostError(ModelError):
+    """The device no longer answers, perhaps because of a row; a new process may have it back."""
 
 
 class Engine(ABC):
@@ -28,6 +37,7 @@ class Engine(ABC):
     def __init__(self, task: Task) -> None:
         self.task = task
         self._has_answered = False
+        self._ceiling: int | None = None
 
     @abstractmethod
     def answer(self, batch: Batch) -> Answers:
@@ -42,8 +52,8 @@ class Engine(ABC):
         """Answer every request of every batch.
 
         A batch that fails is halved, down to the request that fails alone; that one comes back with
-        `Answers.error`, the others are untouched. Raises ModelError where the device is lost, or where
-        the first so many requests all fail alone: then it is the model that is wrong, not the rows.
+        `Answers.error`, the others are untouched. Raises DeviceLostError, or ModelError where the first
+        so many requests all fail alone: then it is the model that is wrong, not the rows.
         """
         for batch in batches:
             yield from self.answer_or_halve(batch)
@@ -57,12 +67,16 @@ class Engine(ABC):
             if not len(part):
                 yield part, self.no_answers()
                 continue
-            failure = ""
+            if self.is_too_large(part):
+                pending += reversed(part.halves())
+                continue
+            failure, ran_out = "", False
             try:
                 answers = self.answer(part)
             except Exception as error:  # whatever the model raises is the fault of some row
                 if self.is_fatal(error):
-                    raise ModelError(f"{self.device_kind} failed: {reason(error)}") from error
+                    raise self.lost(error) from error
+                ran_out = self.is_out_of_memory(error)
                 # Only the reason leaves this block: the exception holds the tensors of the frame
                 # that failed, and memory must be free before the halves are tried.
                 failure = reason(error)
@@ -78,8 +92,9 @@ class Engine(ABC):
                 yield part, Answers({}, error=failure)
             else:
                 self.recover()
-                longer, shorter = part.halves()
-                pending += [shorter, longer]
+                if ran_out:
+                    self._lower_ceiling(part)
+                pending += reversed(part.halves())
 
     def no_answers(self) -> Answers:
         """The answers of a batch without requests."""
@@ -91,11 +106,43 @@ class Engine(ABC):
         """Whether an error means that the device is lost, rather than that a batch was bad."""
         return False
 
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether an error means that the batch was too large for the device's memory."""
+        return isinstance(error, MemoryError)
+
+    def is_too_large(self, batch: Batch) -> bool:
+        """Whether a batch is above what this device was seen to have memory for; one row never is."""
+        return self._ceiling is not None and len(batch) > 1 and _size(batch) > self._ceiling
+
+    def _lower_ceiling(self, batch: Batch) -> None:
+        """Remember that a batch of this size ran out of memory."""
+        self._ceiling = int(_size(batch) * CEILING_SHARE)
+        log.warning(
+            f"{self.device_kind}: out of memory with {len(batch):,} rows of {batch.max_length:,} tokens; "
+            f"batches of more than {self._ceiling:,} tokens are split from here on"
+        )
+
+    def lost(self, error: Exception) -> DeviceLostError:
+        """The error to stop with where `is_fatal`."""
+        return DeviceLostError(
+            f"{self.device_kind} failed: {reason(error)}; `batchinfer resume` goes on, and finds out "
+            "whether a row is the cause"
+        )
+
+    def vouch(self) -> None:
+        """Say that this model has answered before, in another process: it is not the model."""
+        self._has_answered = True
+
     def recover(self) -> None:  # noqa: B027 - most engines have nothing to free
         """Free what a failed batch left behind on the device."""
 
     def close(self) -> None:  # noqa: B027
         """Give the device back."""
+
+
+def _size(batch: Batch) -> int:
+    """What the budget counts: rows times the longest one's tokens."""
+    return len(batch) * batch.max_length
 
 
 def reason(error: BaseException) -> str:

@@ -1,12 +1,15 @@
 """The local engine: a transformers model on this machine's CPU or GPU.
 
-Batches arrive packed. They are padded here, on the device and by arithmetic alone: nothing asks the
-device for a value before the answers themselves are copied back, one copy a field.
+Batches arrive packed. They stay so where the model's attention can be told where rows begin, and are
+padded on the device otherwise, by arithmetic alone. A GPU is asked for nothing before the answers
+themselves, which come back in one copy a batch while the next batches are under way.
 """
 
 from __future__ import annotations
 
 import inspect
+import logging
+from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,15 +18,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.core import Answers, Batch, BatchBudget, ChunkId
+from batchinfer.engines import attention as packing
+from batchinfer.engines import weights
 from batchinfer.engines.base import Engine, reason
-from batchinfer.engines.models import quiet
-from batchinfer.errors import ModelError, UsageError
+from batchinfer.errors import UsageError
 from batchinfer.tasks.base import Task
+
+log = logging.getLogger("batchinfer")
 
 #: Measured on a CPU with 2 cores: 2,048-4,096 tokens are best, 8 k reach 0.95 and 32 k 0.61 of it.
 #: A GPU wants its launches to be long: 32 k and more.
 _BUDGET_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32768}
+#: Batches that a GPU has before it at a time: one computes, one waits, one is being landed.
+_IN_FLIGHT = 3
+#: Packed answers may differ from those of rows alone by this share, or by three times what padding
+#: changes, whichever is more; a row that sees its neighbours differs by 0.2 and more.
+_TOLERANCE = {torch.float32: 1e-3}
+_TOLERANCE_OF_HALVES = 0.03
 
 
 def resolve_device(device: str) -> str:
@@ -78,22 +90,33 @@ def _cpu_is_fast_in_bfloat16() -> bool:
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """Answers on their way back from a GPU; they are there once the event has happened."""
+    """Answers on their way back from a GPU; they are there once the event has happened.
+
+    `landed` uint8: the answers' bytes, one field behind the other, in page-locked memory.
+    """
 
     batch: Batch
-    values: Mapping[str, torch.Tensor]
+    landed: torch.Tensor
+    fields: Mapping[str, tuple[tuple[int, ...], np.dtype[Any]]]
     arrival: torch.cuda.Event
 
     def land(self) -> Answers:
         self.arrival.synchronize()
-        return Answers({name: value.numpy() for name, value in self.values.items()})
+        values, start, landed = {}, 0, self.landed.numpy()
+        for name, (shape, dtype) in self.fields.items():
+            end = start + int(np.prod(shape)) * dtype.itemsize
+            values[name] = landed[start:end].view(dtype).reshape(shape)
+            start = end
+        return Answers(values)
 
 
 class LocalEngine(Engine):
     """Answers with a transformers model from a local folder with safetensors.
 
-    Raises UsageError for a device that is not there, and ModelError for weights that are missing,
-    broken, or not those of the task.
+    `attention`: "auto" (packed on a GPU where that is possible, else the model's own), "packed", or
+    one of transformers' implementations. Raises UsageError for a device that is not there and for
+    packed attention where it is impossible, and ModelError for weights that are missing, broken, or
+    not those of the task.
     """
 
     def __init__(
@@ -105,6 +128,7 @@ class LocalEngine(Engine):
         device: str = "auto",
         attention: str = "auto",
         trust_remote_code: bool = False,
+        allow_pickle: bool = False,
     ) -> None:
         super().__init__(task)
         self.device = torch.device(resolve_device(device))
@@ -114,9 +138,22 @@ class LocalEngine(Engine):
         self.default_budget = BatchBudget(
             max_batch_tokens=_BUDGET_TOKENS[self.device.type], max_batch_rows=4096
         )
-        self.model = _load(task, folder, self.dtype, self.device, attention, trust_remote_code)
-        self.pad_token_id = _pad_token_id(self.model.config, folder, trust_remote_code)
+        own = "" if attention in ("auto", "packed") else attention
+        self.model = weights.load(
+            task,
+            folder,
+            dtype=self.dtype,
+            device=self.device,
+            attention=own,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        self.pad_token_id = weights.pad_token_id(self.model.config, folder, trust_remote_code)
         self._parameters = frozenset(inspect.signature(self.model.forward).parameters)
+        #: Whether rows go through the model without padding.
+        self.is_packed = False
+        if attention == "packed" or (attention == "auto" and on_cuda):
+            self._pack(is_wish=attention == "packed")
 
     @property
     def pins_memory(self) -> bool:
@@ -130,25 +167,52 @@ class LocalEngine(Engine):
         return Answers({name: value.cpu().numpy() for name, value in values.items()})
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
-        """Answer every request of every batch; a GPU starts on the next one before one is read."""
+        """Answer every request of every batch; a GPU has the next ones before one is read."""
         if self.device.type != "cuda":
             yield from super().stream(batches)
             return
-        flying: _Flight | None = None
+        flying: deque[_Flight] = deque()
         for batch in batches:
-            launched = self._try_launch(batch)
-            if flying is not None:
-                yield flying.batch, self._land(flying)
-            flying = launched
-            if launched is None:  # alone on the device now, and halved where it fails again
-                yield from self.answer_or_halve(batch)
-        if flying is not None:
-            yield flying.batch, self._land(flying)
+            pending = [batch]
+            while pending:
+                part = pending.pop()
+                if self.is_too_large(part):
+                    pending += reversed(part.halves())
+                    continue
+                if (launched := self._try_launch(part)) is not None:
+                    flying.append(launched)
+                while flying and (launched is None or len(flying) >= _IN_FLIGHT):
+                    flight = flying.popleft()
+                    yield flight.batch, self._land(flight)
+                if launched is None:  # alone on the device now, and halved where it fails again
+                    yield from self.answer_or_halve(part)
+        while flying:
+            flight = flying.popleft()
+            yield flight.batch, self._land(flight)
 
     def is_fatal(self, error: Exception) -> bool:
-        """A CUDA error other than out-of-memory leaves a context in which everything fails."""
+        """Whether the GPU is lost: a CUDA error leaves a context in which everything fails."""
+        if self.device.type != "cuda" or self.is_out_of_memory(error):
+            return False
         fatal: Any = getattr(torch, "AcceleratorError", ())
-        return isinstance(error, fatal) and not isinstance(error, torch.OutOfMemoryError)
+        if isinstance(error, fatal):
+            return True
+        # Libraries above CUDA report its errors as their own; a lost context says so when asked.
+        try:
+            torch.cuda.synchronize(self.device)
+        except RuntimeError:
+            return True
+        return False
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether the batch was too large for the device's memory."""
+        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+            return True
+        from accelerate.utils.memory import (  # type: ignore[import-untyped]
+            should_reduce_batch_size,
+        )
+
+        return bool(should_reduce_batch_size(error))
 
     def recover(self) -> None:
         """Give the memory that a failed batch held back to the GPU."""
@@ -168,7 +232,7 @@ class LocalEngine(Engine):
             return self._launch(batch)
         except Exception as error:  # it holds the failed frame's tensors: let go of it first
             if self.is_fatal(error):
-                raise ModelError(f"{self.device_kind} failed: {reason(error)}") from error
+                raise self.lost(error) from error
         self.recover()
         return None
 
@@ -177,27 +241,35 @@ class LocalEngine(Engine):
         try:
             answers = flight.land()
         except RuntimeError as error:
-            raise ModelError(f"{self.device_kind} failed: {reason(error)}") from error
+            raise self.lost(error) from error
         self._has_answered = True
         return answers
 
     def _launch(self, batch: Batch) -> _Flight:
         """Start a batch on the GPU and the copy of its answers into page-locked memory."""
         with torch.cuda.device(self.device):
-            values = {}
-            for name, value in self._forward(batch).items():
-                values[name] = torch.empty(value.shape, dtype=value.dtype, pin_memory=True)
-                values[name].copy_(value, non_blocking=True)
+            values = self._forward(batch)
+            fields = {
+                name: (tuple(value.shape), np.dtype(self.task.answers[name].dtype))
+                for name, value in values.items()
+            }
+            parts = [value.contiguous().view(-1).view(torch.uint8) for value in values.values()]
+            answers = parts[0] if len(parts) == 1 else torch.cat(parts)
+            landed = torch.empty(answers.shape, dtype=torch.uint8, pin_memory=True)
+            landed.copy_(answers, non_blocking=True)
             event: Any = torch.cuda.Event
-            arrival = event()
+            arrival = event(blocking=True)  # the core that waits is left to the tokenizers
             arrival.record()
-        return _Flight(batch, values, arrival)
+        return _Flight(batch, landed, fields, arrival)
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.task.forward(self.model, self._padded(batch))
+        return self.task.forward(self.model, self._inputs(batch))
 
-    def _padded(self, batch: Batch) -> dict[str, torch.Tensor]:
+    def _inputs(self, batch: Batch) -> dict[str, Any]:
+        return self._packed(batch) if self.is_packed else self._padded(batch)
+
+    def _padded(self, batch: Batch) -> dict[str, Any]:
         """Packed fields to int64[b, t] on the device, padded on the right, with an attention mask."""
         lengths = self._to_device(batch.lengths).long()
         place = torch.arange(batch.max_length, device=self.device)
@@ -214,6 +286,92 @@ class LocalEngine(Engine):
                 inputs[name] = flat[source].masked_fill_(~mask, padding)
         return inputs
 
+    def _packed(self, batch: Batch) -> dict[str, Any]:
+        """The fields as int64[1, t] on the device, with positions and the bounds of rows."""
+        bounds = np.zeros(len(batch) + 1, dtype=np.int32)
+        np.cumsum(batch.lengths, out=bounds[1:])
+        edges, total = self._to_device(bounds), batch.num_tokens
+        # With the size of its result given, this needs no count from the device.
+        starts = edges[:-1].repeat_interleave(edges.diff(), output_size=total)
+        place = torch.arange(total, device=self.device) - starts
+        inputs: dict[str, Any] = {
+            "position_ids": (place + packing.first_position(self.model.config))[None],
+            "cu_seq_lens_q": edges,
+            "cu_seq_lens_k": edges,
+            "max_length_q": batch.max_length,
+            "max_length_k": batch.max_length,
+        }
+        for name, values in batch.fields.items():
+            if name == "input_ids" or name in self._parameters:
+                inputs[name] = self._to_device(values).long()[None]
+        if "token_type_ids" in self._parameters and "token_type_ids" not in inputs:
+            # BERT would take them from a buffer that is as long as its longest row.
+            inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
+        return inputs
+
+    def _pack(self, *, is_wish: bool) -> None:
+        """Switch to packed attention where it is possible, and proven on a few rows.
+
+        Raises UsageError where it `is_wish` of the user's and impossible; otherwise the log says why.
+        """
+        dtype = getattr(torch, self.dtype)
+        why = packing.obstacle(self.model, self.task.name, dtype, self.device)
+        found = why or self._compare_packed(_TOLERANCE.get(dtype, _TOLERANCE_OF_HALVES))
+        if self.is_packed:
+            log.debug("rows go through the model packed, without padding")
+        elif is_wish:
+            raise UsageError(f"--attention packed: {found}")
+        else:
+            level = logging.INFO if why else logging.WARNING
+            log.log(level, f"rows are padded, not packed: {found}")
+
+    def _compare_packed(self, tolerance: float) -> str:
+        """Answer a few rows alone, padded and packed, and stay packed where all agree.
+
+        Returns why not: "" where they agree.
+        """
+        rows = self._sample_rows()
+        alone = torch.cat([self._outputs(row) for row in rows])
+        together = _joined(rows)
+        allowed = max(tolerance, 3 * packing.distance(self._outputs(together), alone))
+        own = self.model.config._attn_implementation
+        packing.enable(self.model, self.task.name)
+        self.is_packed = True
+        try:
+            difference = packing.distance(self._outputs(together), alone)
+            if difference <= allowed:
+                return ""
+            why = f"packed answers differ by {difference:.2g} from those of rows alone"
+        except Exception as error:
+            if self.is_fatal(error):
+                raise self.lost(error) from error
+            why = f"packed attention fails: {reason(error)}"
+        self.is_packed = False
+        self.model.set_attn_implementation(own)
+        return why
+
+    @torch.inference_mode()
+    def _outputs(self, batch: Batch) -> torch.Tensor:
+        """What the model says before the task makes answers of it: float32[b, n] on the device."""
+        inputs = self._inputs(batch)
+        if self.task.name == "classify":
+            logits: torch.Tensor = self.model(**inputs).logits.float()
+            return logits
+        return next(iter(self.task.forward(self.model, inputs).values()))
+
+    def _sample_rows(self) -> list[Batch]:
+        """Rows of random tokens, the same ones each time, each a batch of its own; longest first."""
+        draw = np.random.default_rng(0)
+        size = int(self.model.config.get_text_config().vocab_size)
+        rows = []
+        for length in packing.sample_lengths(self.task.spec.max_length):
+            tokens = draw.integers(0, size - 1, length, dtype=np.int32)
+            tokens += tokens >= self.pad_token_id  # RoBERTa takes padding out of the positions
+            rows.append(
+                Batch(ChunkId(0, 0), np.zeros(1, np.int64), length[None], {"input_ids": tokens})
+            )
+        return rows
+
     def _to_device(self, values: Any) -> torch.Tensor:
         tensor = values
         if isinstance(values, np.ndarray):
@@ -225,59 +383,11 @@ class LocalEngine(Engine):
         return moved
 
 
-def _load(
-    task: Task,
-    folder: Path,
-    dtype: str,
-    device: torch.device,
-    attention: str,
-    trust_remote_code: bool,
-) -> Any:
-    """The model on its device, for inference. Raises ModelError."""
-    import transformers
-
-    quiet()
-    options = {} if attention == "auto" else {"attn_implementation": attention}
-    name = task.spec.name
-    try:
-        model, report = getattr(transformers, task.auto_class).from_pretrained(
-            folder,
-            use_safetensors=True,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
-        model = model.to(device).eval()
-    except torch.OutOfMemoryError:
-        raise ModelError(f"{name}: does not fit into the memory of {device} in {dtype}") from None
-    except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{name}: the weights cannot be loaded: {text}") from None
-    # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
-    classifies = task.name == "classify"
-    missing = sorted(key for key in report["missing_keys"] if classifies or "pooler" not in key)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"{name}: the weights lack {missing[0]}{more}:"
-            f" they are not those of a model for --task {task.name}"
-        )
-    if hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # nothing is generated: no keys and values to keep
-    return model
-
-
-def _pad_token_id(config: Any, folder: Path, trust_remote_code: bool) -> int:
-    """The token that pads; set in the configuration too: decoders that classify look there."""
-    text = config.get_text_config()
-    if text.pad_token_id is not None and text.pad_token_id >= 0:
-        return int(text.pad_token_id)
-    from transformers import AutoTokenizer
-
-    tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    for token in (tokenizer.pad_token_id, tokenizer.eos_token_id, 0):
-        if token is not None:
-            break
-    text.pad_token_id = int(token)
-    return int(token)
+def _joined(rows: list[Batch]) -> Batch:
+    """Rows that are batches of their own, longest first, as one batch."""
+    return Batch(
+        rows[0].chunk,
+        np.arange(len(rows), dtype=np.int64),
+        np.concatenate([row.lengths for row in rows]),
+        {"input_ids": np.concatenate([row.fields["input_ids"] for row in rows])},
+    )

@@ -28,6 +28,8 @@ logger = logging.getLogger("batchinfer")
 #: What a model consists of; the rest of a repository (readme, pickles, other formats) stays there.
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 _CODE = "*.py"
+_SAFE_WEIGHTS = "*.safetensors"
+_PICKLED_WEIGHTS = "pytorch_model*.bin"
 _FOREIGN = ("onnx/*", "openvino/*", "coreml/*", "tf/*", "flax/*", "original/*", "checkpoint-*/*")
 
 #: Position embeddings of these begin behind the padding index: the first ones hold no token.
@@ -81,21 +83,44 @@ def describe(
     max_length: int | None = None,
     pairs: bool = False,
     trust_remote_code: bool = False,
+    allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
 
+    Its code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
     Raises ModelError where it cannot be had or cannot do the task, UsageError where `max_length`
     is more than the model takes or leaves no room for text.
     """
     quiet()
-    root, identity = find(model, revision, trust_remote_code)
+    root, identity = find(model, revision, trust_remote_code, allow_pickle)
+    try:
+        return _describe(
+            model, root, identity, task, max_length, pairs, trust_remote_code, allow_pickle
+        )
+    except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
+        # Files that are JSON, but not of the shape that they have in a model.
+        raise ModelError(
+            f"{model}: its files cannot be understood: {type(error).__name__}: {_line(error)}"
+        ) from None
+
+
+def _describe(
+    model: str,
+    root: Path,
+    identity: str,
+    task: str,
+    max_length: int | None,
+    pairs: bool,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+) -> tuple[ModelSpec, Path]:
     name = root.name if identity.startswith("sha256:") else model
     modules = _modules(root, model)
     folder = root / modules[0]["path"] if modules else root
     config = _config(folder, model, trust_remote_code)
     architecture = (config.architectures or [""])[0]
     task = _task(task, config, architecture, bool(modules), model)
-    _require_weights(folder, model, task)
+    _require_weights(folder, model, task, allow_pickle)
     tokenizer = _tokenizer(folder, model, trust_remote_code)
     settings = _settings(folder, model) if modules and task == "embed" else {}
     if settings.get("do_lower_case") and "owercase" not in _normalizer(tokenizer):
@@ -146,25 +171,39 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
     )
 
 
-def find(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str]:
+def find(
+    model: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool = False
+) -> tuple[Path, str]:
     """A model's local folder, and its identity: the commit, or a digest of the folder's files.
 
     Raises ModelError where there is no such folder, or no such hub model, or no way to the hub.
     """
     if not model:
         raise ModelError("--model is empty: give a hub id or a folder")
+    if "\0" in model:
+        raise ModelError("--model holds a zero byte: give a hub id or a folder")
     path = Path(model).expanduser()
     if path.is_dir():
         if not (path / "config.json").exists() and not (path / "modules.json").exists():
             raise ModelError(f"{model}: not a model: the folder has no config.json")
         if revision is not None:
             raise UsageError(f"--revision is of hub models; {model} is a local folder")
-        return path.resolve(), _digest(path.resolve(), trust_remote_code)
+        return path.resolve(), _digest(path.resolve(), trust_remote_code, allow_pickle)
     if path.exists():
         raise ModelError(f"{model}: a model is a folder or a hub id, this is a file")
+    if "://" in model:
+        raise ModelError(f"{model}: an address; give a hub id (OWNER/NAME) or a folder")
     if model.startswith((".", "~", os.sep)) or model.count("/") > 1:
         raise ModelError(f"{model}: no such model folder")
-    return _snapshot(model, revision, trust_remote_code)
+    patterns = _patterns(trust_remote_code)
+    path, commit = _snapshot(model, revision, patterns)
+    if allow_pickle and not any(path.rglob(_SAFE_WEIGHTS)):
+        return _snapshot(model, revision, [*patterns, _PICKLED_WEIGHTS])
+    return path, commit
+
+
+def _patterns(trust_remote_code: bool) -> list[str]:
+    return [*_FILES, _CODE] if trust_remote_code else list(_FILES)
 
 
 def quiet() -> None:
@@ -179,10 +218,9 @@ def quiet() -> None:
     library.set_verbosity_error()
 
 
-def _snapshot(model: str, revision: str | None, trust_remote_code: bool) -> tuple[Path, str]:
+def _snapshot(model: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
     from huggingface_hub import errors, snapshot_download
 
-    patterns = [*_FILES, _CODE] if trust_remote_code else list(_FILES)
     at = f" at revision {revision}" if revision else ""
     try:
         folder = snapshot_download(
@@ -224,12 +262,23 @@ def _is_offline() -> bool:
     return bool(constants.HF_HUB_OFFLINE)
 
 
-def _digest(folder: Path, trust_remote_code: bool) -> str:
-    """A digest of the names and contents of a model's files: equal folders are the same model."""
-    patterns = [*_FILES, _CODE] if trust_remote_code else _FILES
+def _digest(folder: Path, trust_remote_code: bool, allow_pickle: bool) -> str:
+    """A digest of the names and contents of a model's files: equal folders are the same model.
+
+    Code and pickled weights count where they are loaded.
+    """
+    patterns = _patterns(trust_remote_code)
     places = [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir() and _is_module(p.name))]
+    if allow_pickle and not any(any(place.glob(_SAFE_WEIGHTS)) for place in places):
+        patterns.append(_PICKLED_WEIGHTS)
     files = sorted(
-        {file for place in places for pattern in patterns for file in place.glob(pattern)}
+        {
+            file
+            for place in places
+            for pattern in patterns
+            for file in place.glob(pattern)
+            if file.is_file()
+        }
     )
     digest = hashlib.sha256()
     for file in files:
@@ -250,7 +299,14 @@ def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:
     if not (folder / "config.json").exists():
         raise ModelError(f"{model}: not a model: the folder has no config.json")
     with _one_line(f"{model}: config.json cannot be used", trust_remote_code):
-        return AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+        config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
+    attention = getattr(config, "_attn_implementation", None)
+    if not trust_remote_code and isinstance(attention, str) and "/" in attention:
+        raise ModelError(  # transformers would fetch it from the hub and run it
+            f"{model}: config.json names code to compute attention with, {attention}; read it, then "
+            "give --trust-remote-code"
+        )
+    return config
 
 
 def _tokenizer(folder: Path, model: str, trust_remote_code: bool) -> Any:
@@ -280,9 +336,12 @@ def _one_line(what: str, trust_remote_code: bool) -> Iterator[None]:
         raise ModelError(f"{what}: {text}") from None
 
 
-def _require_weights(folder: Path, model: str, task: str) -> None:
-    """See that there are safetensors; pickled weights can run code, so they are not loaded."""
-    if any(folder.glob("*.safetensors")):
+def _require_weights(folder: Path, model: str, task: str, allow_pickle: bool) -> None:
+    """See that there are safetensors; pickled weights can run code, so they need consent."""
+    if any(folder.glob(_SAFE_WEIGHTS)):
+        return
+    loadable = any(folder.glob(_PICKLED_WEIGHTS))
+    if loadable and allow_pickle:
         return
     pickled = sorted(
         file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)
@@ -294,6 +353,7 @@ def _require_weights(folder: Path, model: str, task: str) -> None:
         f' python -c "from transformers import {auto} as A, AutoTokenizer as T;'
         f" m='{model}'; A.from_pretrained(m).save_pretrained('converted');"
         " T.from_pretrained(m).save_pretrained('converted')\""
+        + (", or, where you trust it, give --allow-pickle" if loadable else "")
     )
 
 
@@ -371,6 +431,8 @@ def _modules(root: Path, model: str) -> list[dict[str, str]]:
     parts = _json(root / "modules.json", model)
     if not parts:
         return []
+    if any(Path(part["path"]).is_absolute() or ".." in Path(part["path"]).parts for part in parts):
+        raise ModelError(f"{model}: its modules.json names a folder outside of the model")
     kinds = [str(part["type"]).rpartition(".")[2] for part in parts]
     if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
         raise ModelError(
@@ -431,7 +493,7 @@ def _json(file: Path, model: str) -> Any:
         return json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError:
         return {}
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, RecursionError) as error:
         raise ModelError(f"{model}: {file.name} cannot be read: {_line(error)}") from None
 
 

@@ -12,6 +12,7 @@ import lzma
 import sys
 import zlib
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +22,9 @@ else:
     from backports import zstd
 
 _READ_BYTES = 128 << 10
+#: An .xz file says itself how much memory it takes, up to 4 GiB; `xz -9` takes 65 MiB. For .zst the
+#: library has such a limit of its own, and the other two need little.
+_MAX_XZ_MEMORY = 256 << 20
 
 #: What a decompressor raises on damaged data, besides OSError and EOFError.
 DAMAGED = (zlib.error, lzma.LZMAError, zstd.ZstdError)
@@ -121,7 +125,7 @@ _OPENERS: Mapping[str, Callable[[str], ByteStream]] = {
     "": _open_plain,
     "gz": _Gunzipped,
     "bz2": lambda path: _Decompressed(path, bz2.BZ2Decompressor),
-    "xz": lambda path: _Decompressed(path, lzma.LZMADecompressor),
+    "xz": lambda path: _Decompressed(path, partial(lzma.LZMADecompressor, memlimit=_MAX_XZ_MEMORY)),
     "zst": lambda path: _Decompressed(path, zstd.ZstdDecompressor),
 }
 

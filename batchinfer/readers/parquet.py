@@ -6,6 +6,7 @@ import base64
 import math
 from collections.abc import Iterator
 from decimal import Decimal
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,11 +37,21 @@ UNREADABLE = (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError
 def open_parquet(file: InputFile) -> pq.ParquetFile:
     """Open a file for streaming. Raises StorageError where its footer cannot be read."""
     try:
+        # pyarrow takes no name that is not UTF-8, but reads an open file more slowly.
+        source = file.path if _is_unicode(file.path) else Path(file.path).open("rb")
         return pq.ParquetFile(
-            file.path, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
+            source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except UNREADABLE as error:
         raise failure(file, error) from error
+
+
+def _is_unicode(name: str) -> bool:
+    try:
+        name.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def num_rows_of(parquet: pq.ParquetFile) -> int:

@@ -116,8 +116,11 @@ class TextStream:
 
     def _skip_line(self, parts: list[bytes], data: bytes) -> Block:
         offset, line = self._offset, self._line
-        digest = hashlib.sha256(b"".join(parts))
-        self._offset += sum(map(len, parts))
+        digest = hashlib.sha256()
+        for part in parts:
+            digest.update(part)
+            self._offset += len(part)
+        parts.clear()
         while data:
             end = data.find(b"\n") + 1 or len(data)
             digest.update(data[:end])

@@ -19,6 +19,7 @@ ROW_ERRORS = 65
 class RunReport:
     """A run folder in numbers. `num_…` count the whole folder, `new_…` what this run added to it.
 
+    `retried_rows` had errors and were tried again, `cured_rows` of them have an answer now.
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk to the last, without loading the model.
     """
@@ -34,6 +35,8 @@ class RunReport:
     num_bytes: int
     new_rows: int
     new_tokens: int
+    retried_rows: int
+    cured_rows: int
     seconds: float
     load_seconds: float
     model: str
@@ -71,6 +74,11 @@ class RunReport:
             )
         else:
             lines.append("nothing was left to do")
+        if self.retried_rows:
+            lines.append(
+                f"{self.retried_rows:,} failed rows were tried again, {self.cured_rows:,} of them have "
+                "answers now"
+            )
         lines += self.warnings()
         return "\n".join(lines)
 
@@ -101,14 +109,23 @@ class RunReport:
 class Effort:
     """How this run went, beside what it left in the folder."""
 
-    new_shards: tuple[Shard, ...] = ()
+    new_rows: int = 0
+    new_tokens: int = 0
     seconds: float = 0.0
     load_seconds: float = 0.0
     device: str = ""
     max_batch_tokens: int = 0
 
 
-def summarize(plan: Plan, shards: Iterable[Shard], effort: Effort, *, finished: bool) -> RunReport:
+def summarize(
+    plan: Plan,
+    shards: Iterable[Shard],
+    effort: Effort,
+    *,
+    finished: bool,
+    retried_rows: int = 0,
+    cured_rows: int = 0,
+) -> RunReport:
     """Count a folder's shards."""
     shards = list(shards)
     num_rows = sum(shard.num_rows for shard in shards)
@@ -122,8 +139,10 @@ def summarize(plan: Plan, shards: Iterable[Shard], effort: Effort, *, finished: 
         num_tokens=sum(shard.num_tokens for shard in shards),
         num_shards=len(shards),
         num_bytes=sum(shard.num_bytes for shard in shards),
-        new_rows=sum(shard.num_rows for shard in effort.new_shards),
-        new_tokens=sum(shard.num_tokens for shard in effort.new_shards),
+        new_rows=effort.new_rows,
+        new_tokens=effort.new_tokens,
+        retried_rows=retried_rows,
+        cured_rows=cured_rows,
         seconds=round(effort.seconds, 3),
         load_seconds=round(effort.load_seconds, 3),
         model=plan.model.name,

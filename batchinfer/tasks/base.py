@@ -57,9 +57,11 @@ class Task(ABC):
 
     @abstractmethod
     def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Answer a padded batch on the device.
+        """Answer a batch on the device.
 
-        `inputs`: `input_ids`, `attention_mask` (and `token_type_ids`), int64[b, t], padded on the right.
+        `inputs`: `input_ids`, `attention_mask` (and `token_type_ids`), int64[b, t], padded on the right;
+        or, packed, `input_ids` and `position_ids` (and `token_type_ids`), int64[1, t], with
+        `cu_seq_lens_q` int32[b + 1] saying where rows begin and the last one ends.
         Returns the arrays named in `answers`, first axis b, reduced on the device (never full hidden
         states or logits of unbounded width).
         """

@@ -33,7 +33,10 @@ class Embed(Task):
         from torch.nn.functional import normalize
 
         states = model(**inputs).last_hidden_state
-        vectors = POOLINGS[self.spec.pooling](states, inputs["attention_mask"])
+        if "cu_seq_lens_q" in inputs:
+            vectors = PACKED_POOLINGS[self.spec.pooling](states[0], inputs["cu_seq_lens_q"])
+        else:
+            vectors = POOLINGS[self.spec.pooling](states, inputs["attention_mask"])
         return {"embedding": normalize(vectors, dim=-1) if self.spec.normalize else vectors}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
@@ -59,3 +62,23 @@ def _last(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
 
 #: states [b, t, h], mask [b, t] → float32 [b, h]
 POOLINGS = {"mean": _mean, "cls": _cls, "last": _last}
+
+
+def _packed_mean(states: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    import torch
+
+    # One thread adds up one dimension of a row, in order: no atomic additions, so the same sums each
+    # time. `unsafe` leaves out a check of the bounds that would wait for the device.
+    return torch.segment_reduce(states.float(), "mean", offsets=bounds, axis=0, unsafe=True)
+
+
+def _packed_cls(states: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    return states[bounds[:-1]].float()
+
+
+def _packed_last(states: torch.Tensor, bounds: torch.Tensor) -> torch.Tensor:
+    return states[bounds[1:] - 1].float()
+
+
+#: states [t, h], bounds int32[b + 1] (where rows begin, and the end) → float32 [b, h]
+PACKED_POOLINGS = {"mean": _packed_mean, "cls": _packed_cls, "last": _packed_last}

@@ -1,11 +1,23 @@
 """What a shard says of itself, in the key-value metadata of its Parquet footer.
 
 Nothing in it varies between two equal runs: no time, host, path or run id.
+
+Parquet's page checksums cover the values, not the footer, and a resume believes the footer: one flipped
+digit in `next` would read on at the wrong place. So a footer ends in two digests:
+
+    PAR1 pages … │ footer … "body": D, "seal": S … length PAR1
+    └──── D ─────┘ └──────────── S, with zeros in its place ──┘
+
+Whoever reads a footer checks S, and `verify` D too: no byte of a shard can change unseen.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import re
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +25,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.core import BatchBudget, ChunkId, Position, Shard
-from batchinfer.errors import JobMismatchError
+from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.readers.parquet import UNREADABLE
 
 KEY = b"batchinfer"
+MAGIC = b"PAR1"
+
+_UNSEALED = "0" * 64
+#: The end of the document as `make_footer` writes it; the last match in a footer is the shard's own.
+_DIGESTS = re.compile(rb'"body": "([0-9a-f]{64})", "seal": "([0-9a-f]{64})"}')
+#: Read at once from a file's end: more than the footer of most shards.
+_TAIL_BYTES = 64 << 10
 
 
 class FooterError(Exception):
@@ -27,7 +47,6 @@ def make_footer(
     *,
     plan_id: str,
     first_row: int,
-    start: Position,
     budget: BatchBudget,
     dtype: str,
     device_kind: str,
@@ -35,11 +54,11 @@ def make_footer(
     """The metadata to write with a shard's schema.
 
     `start` and `next` are positions in the segment's input, `first_row` is the segment's row at which
-    the shard begins. `revision` rises when a shard is replaced.
+    the shard begins.
     """
     document: dict[str, Any] = {
         "plan_id": plan_id,
-        "revision": 0,
+        "revision": shard.revision,
         "segment": shard.id.segment,
         "chunk": shard.id.chunk,
         "first_row": first_row,
@@ -48,7 +67,7 @@ def make_footer(
         "num_tokens": shard.num_tokens,
         "num_truncated": shard.num_truncated,
         "rescued": dict(shard.rescued),
-        "start": list(start),
+        "start": list(shard.start),
         "next": list(shard.next),
         "ends_segment": shard.ends_segment,
         "digest": shard.digest,
@@ -56,8 +75,33 @@ def make_footer(
         "max_batch_rows": budget.max_batch_rows,
         "dtype": dtype,
         "device_kind": device_kind,
+        "body": _UNSEALED,
+        "seal": _UNSEALED,
     }
     return {KEY: json.dumps(document).encode()}
+
+
+def seal(content: pa.Buffer) -> pa.Buffer:
+    """Put the digests into a shard's footer, which `make_footer` left room for."""
+    sealed = bytearray(content)
+    start = len(sealed) - _footer_size(sealed[-8:])
+    match = _find_digests(bytes(sealed[start:]))
+    assert match is not None, "a footer of make_footer"
+    for group, digested in ((1, memoryview(sealed)[:start]), (2, memoryview(sealed)[start:])):
+        digest = hashlib.sha256(digested).hexdigest().encode()
+        sealed[start + match.start(group) : start + match.end(group)] = digest
+    return pa.py_buffer(sealed)
+
+
+def _check_body(content: bytes) -> None:
+    """Compare all bytes in front of a shard's footer with the footer's digest of them."""
+    start = len(content) - _footer_size(content[-8:])
+    match = _find_digests(content[start:])
+    if match is not None and match[2] == _UNSEALED.encode():  # until to_parquet() seals
+        return
+    body = memoryview(content)[:start]
+    if match is None or hashlib.sha256(body).hexdigest().encode() != match[1]:
+        raise FooterError("its content is not what was written")
 
 
 def read_footer(path: Path) -> tuple[Shard, str]:
@@ -66,17 +110,19 @@ def read_footer(path: Path) -> tuple[Shard, str]:
     Raises FooterError where the file is torn or damaged, JobMismatchError where it is a whole Parquet
     file that is not ours, OSError where it cannot be opened.
     """
-    num_bytes = path.stat().st_size
+    footer, num_bytes = _read_bytes(path)
+    match = _find_digests(footer)
+    if match is not None and not _is_intact(footer, match):
+        raise FooterError(f"{path}: its footer is not what was written")
     try:
-        metadata = pq.read_metadata(path)
-    except pa.ArrowInvalid as error:
+        metadata = pq.read_metadata(pa.BufferReader(footer))
+    except (pa.ArrowException, OSError) as error:
         raise FooterError(f"{path}: {error}") from None
-    except OSError as error:
-        if error.errno is not None:
-            raise
-        raise FooterError(f"{path}: {error}") from None  # pyarrow's own "not a Parquet file"
+    keys = metadata.metadata or {}
+    if match is None and KEY in keys:
+        raise FooterError(f"{path}: its footer is not what was written")
     try:
-        document = json.loads((metadata.metadata or {})[KEY])
+        document = json.loads(keys[KEY])
         shard = Shard(
             id=ChunkId(document["segment"], document["chunk"]),
             path=str(path),
@@ -86,9 +132,11 @@ def read_footer(path: Path) -> tuple[Shard, str]:
             num_truncated=document["num_truncated"],
             rescued=document["rescued"],
             num_bytes=num_bytes,
+            start=Position(*document["start"]),
             next=Position(*document["next"]),
             ends_segment=document["ends_segment"],
             digest=document["digest"],
+            revision=document["revision"],
         )
         plan_id = str(document["plan_id"])
     except (KeyError, ValueError, TypeError):
@@ -98,3 +146,68 @@ def read_footer(path: Path) -> tuple[Shard, str]:
     if metadata.num_rows != shard.num_rows:
         raise FooterError(f"{path}: holds {metadata.num_rows} rows, says {shard.num_rows}")
     return shard, plan_id
+
+
+def _read_bytes(path: Path) -> tuple[bytes, int]:
+    """A file's footer, with its length and the magic number behind it; and the size of the file."""
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        file.seek(max(0, size - _TAIL_BYTES))
+        tail = file.read()
+        footer_size = _footer_size(tail[-8:])
+        if tail[-4:] != MAGIC or footer_size + len(MAGIC) > size:
+            raise FooterError(f"{path}: no whole Parquet file: torn or damaged")
+        if footer_size > len(tail):
+            file.seek(size - footer_size)
+            tail = file.read()
+    return tail[-footer_size:], size
+
+
+def _footer_size(end: bytes | bytearray | memoryview) -> int:
+    """Bytes of the footer by the file's last eight, which are counted."""
+    return int.from_bytes(end[:4], "little") + 8
+
+
+def _find_digests(footer: bytes) -> re.Match[bytes] | None:
+    """The last match: what stands before it may be a value of the data, in its statistics."""
+    matches = list(_DIGESTS.finditer(footer))
+    return matches[-1] if matches else None
+
+
+def _is_intact(footer: bytes, match: re.Match[bytes]) -> bool:
+    if match[2] == _UNSEALED.encode():  # until to_parquet() seals
+        return True
+    blank = footer[: match.start(2)] + _UNSEALED.encode() + footer[match.end(2) :]
+    return hashlib.sha256(blank).hexdigest().encode() == match[2]
+
+
+def read_pages(path: Path) -> pa.Table:
+    """All rows of a shard whose footer `read_footer` has read, every byte compared with its checksums.
+
+    Raises FooterError where the file is not what was written, OSError where it cannot be read.
+    """
+    content = path.read_bytes()
+    try:
+        _check_body(content)
+        file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
+        return file.read()
+    except (FooterError, *UNREADABLE) as error:
+        raise FooterError(f"{path}: {' '.join(str(error).split())}") from None
+
+
+def check_pages(path: Path) -> None:
+    """Read every page of a shard whose footer was read; raises what `read_pages` raises."""
+    read_pages(path)
+
+
+def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+    """Read columns of a shard, comparing every page with its checksum. Raises StorageError."""
+    try:
+        return pq.read_table(
+            path, columns=list(names), page_checksum_verification=True, partitioning=None
+        )
+    except (pa.ArrowException, OSError) as error:
+        raise StorageError(
+            f"{path}: damaged ({' '.join(str(error).split())}); `batchinfer resume --verify` makes it "
+            "again"
+        ) from None

@@ -10,6 +10,7 @@ deleted, but for plan.json.
 
 from __future__ import annotations
 
+import dataclasses
 import fcntl
 import json
 import os
@@ -17,13 +18,18 @@ import re
 import secrets
 import socket
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any
 
+import numpy as np
+import pyarrow.compute as pc
+
+from batchinfer.attempts import Attempts, is_mark
 from batchinfer.core import (
+    ERROR,
     BatchBudget,
     ChunkId,
     Segment,
@@ -31,11 +37,12 @@ from batchinfer.core import (
     Span,
     parse_shard_name,
     pending_spans,
+    shard_name,
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.plan import Plan
 from batchinfer.writers.durable import make_directory, publish, replace, sync_directory
-from batchinfer.writers.footer import FooterError, read_footer
+from batchinfer.writers.footer import FooterError, check_pages, read_columns, read_footer
 
 SUCCESS = "_SUCCESS"
 
@@ -52,17 +59,19 @@ class RunFolder:
         self.state = self.path / "_batchinfer"
         self.temporary = self.state / "tmp"
         self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        self.attempts = Attempts(self.temporary)
         self._lock: int | None = None
 
     # -- opening ---------------------------------------------------------------------------------
 
     def __enter__(self) -> RunFolder:
+        self._refuse_links()
         for directory in (self.path, self.state, self.data, self.temporary):
             make_directory(directory)
         self._acquire()
         try:
             # Whoever made these may have been killed before the names were durable.
-            for directory in (self.path.resolve().parent, self.path, self.state):
+            for directory in (self.path.resolve().parent, self.path, self.state, self.data):
                 sync_directory(directory)
             self._clean_temporary()
             self._announce()
@@ -81,13 +90,24 @@ class RunFolder:
             (self.state / "holder.json").unlink(missing_ok=True)
         self._release()
 
+    def _refuse_links(self) -> None:
+        """Nothing is written but below the folder that was named: a folder may be a stranger's."""
+        quarantine, lock = self.state / "quarantine", self.state / "lock"
+        for path in (self.state, self.data, self.temporary, quarantine, lock):
+            if path.is_symlink():
+                raise JobMismatchError(
+                    f"{path}: a link, which may lead out of the run folder; put what it points to in "
+                    "its place"
+                )
+
     def _acquire(self) -> None:
         # lockf, not flock: an flock stays held by a forked child after its parent was killed. But any
         # close of the file by this process drops an lockf, so nothing else here may open it: `_held`
         # says which folders this process holds.
         folder = os.path.realpath(self.path)
         if folder not in _held:
-            self._lock = os.open(self.state / "lock", os.O_RDWR | os.O_CREAT, 0o666)
+            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
+            self._lock = os.open(self.state / "lock", flags, 0o666)
             try:
                 fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 _held.add(folder)
@@ -95,6 +115,9 @@ class RunFolder:
             except (BlockingIOError, PermissionError):
                 os.close(self._lock)
                 self._lock = None
+        until = time.monotonic() + 1.0  # a holder says who it is a moment after it holds the lock
+        while not (self.state / "holder.json").exists() and time.monotonic() < until:
+            time.sleep(0.02)
         raise Interrupted(
             f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
             f"wait for it, or watch it with `batchinfer status {self.path}`"
@@ -111,9 +134,13 @@ class RunFolder:
         replace(self.temporary / "holder", self.state / "holder.json", json.dumps(holder).encode())
 
     def _clean_temporary(self) -> None:
-        """Remove what killed runs left behind; the lock says that none of them is alive."""
+        """Remove what killed runs left behind; the lock says that none of them is alive.
+
+        The marks of what they were at stay: `suspects` reads them.
+        """
         for leftover in self.temporary.iterdir():
-            if not leftover.is_dir():
+            kept = leftover.is_dir() or is_mark(leftover.name)
+            if leftover.is_symlink() or not kept:  # a link would be written through
                 leftover.unlink()
 
     # -- the plan --------------------------------------------------------------------------------
@@ -149,8 +176,8 @@ class RunFolder:
 
     # -- shards ----------------------------------------------------------------------------------
 
-    def shards(self, plan: Plan) -> dict[ChunkId, Shard]:
-        """Return the committed shards by chunk, reading every footer.
+    def shards(self, plan: Plan, *, read_pages: bool = False) -> dict[ChunkId, Shard]:
+        """Return the committed shards by chunk, reading every footer and, if asked, every page.
 
         A shard that cannot be read moves to quarantine/ and counts as missing. Raises
         JobMismatchError for a shard of another job or a file that is no shard: never guess.
@@ -164,10 +191,13 @@ class RunFolder:
                 continue
             try:
                 shard, plan_id = read_footer(self.data / name)
+                if read_pages:
+                    check_pages(self.data / name)
             except FooterError:
                 damaged.append(name)
                 continue
-            if plan_id != plan.id or shard.id != chunk:
+            is_ours = plan_id == plan.id and shard.id == chunk
+            if not is_ours or chunk.segment >= len(plan.segments):
                 raise JobMismatchError(
                     f"{self.data / name}: belongs to another job; move it away, or start anew with "
                     "another --output"
@@ -181,11 +211,49 @@ class RunFolder:
         """The chunks that have no shard yet."""
         return list(pending_spans(plan.segments, shards))
 
-    def commit(self, chunk: str, content: memoryview) -> bool:
+    def failed(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> list[Span]:
+        """The rows that have errors, as spans of one chunk each. Raises StorageError."""
+        spans = []
+        for chunk, shard in sorted(shards.items()):
+            if shard.num_errors:
+                errors = read_columns(self.data / shard_name(chunk), [ERROR])[ERROR]
+                rows = tuple(np.flatnonzero(pc.is_valid(errors).to_numpy()).tolist())
+                segment = plan.segments[chunk.segment]
+                spans.append(Span(segment, chunk.chunk, shard.start, chunk.chunk + 1, rows))
+        return spans
+
+    def suspects(self, spans: Sequence[Span]) -> list[Span]:
+        """The spans up to the last chunk in each that was under way when a run died without a word.
+
+        Marks of chunks that are not to be answered now are removed.
+        """
+        marked = self.attempts.marked()
+        suspected = []
+        for span in spans:
+            chunks = [
+                chunk
+                for segment, chunk in marked
+                if segment == span.segment.index
+                and chunk >= span.first
+                and (span.stop is None or chunk < span.stop)
+            ]
+            marked -= {ChunkId(span.segment.index, chunk) for chunk in chunks}
+            if chunks:
+                suspected.append(dataclasses.replace(span, stop=max(chunks) + 1))
+        for chunk in marked:
+            self.attempts.end(chunk)
+        return suspected
+
+    def commit(self, name: str, content: memoryview) -> bool:
         """Publish a shard under its final name; False: the same chunk was committed already."""
-        return publish(
-            self.temporary / f"{chunk}.{self.run_id}.inprogress", self.data / chunk, content
-        )
+        return publish(self._temporary_of(name), self.data / name, content)
+
+    def replace(self, name: str, content: memoryview) -> None:
+        """Put a shard in the place of the one that stands; `_SUCCESS` must have been taken back."""
+        replace(self._temporary_of(name), self.data / name, content)
+
+    def _temporary_of(self, name: str) -> Path:
+        return self.temporary / f"{name}.{self.run_id}.inprogress"
 
     def _quarantine(self, names: list[str]) -> None:
         self.retract_success()
@@ -245,9 +313,12 @@ class RunFolder:
         }
         publish(self.temporary / "budget", path, json.dumps(content).encode())
         try:
-            return BatchBudget(**json.loads(path.read_bytes()))
-        except (ValueError, TypeError):
-            raise StorageError(f"{path}: damaged; delete it, then `batchinfer resume`") from None
+            frozen = BatchBudget(**json.loads(path.read_bytes()))
+        except (ValueError, TypeError, RecursionError):
+            frozen = BatchBudget(0, 0)
+        if not all(type(limit) is int and limit > 0 for limit in dataclasses.astuple(frozen)):
+            raise StorageError(f"{path}: damaged; delete it, then `batchinfer resume`")
+        return frozen
 
 
 #: The run folders that this process holds, by real path.
@@ -309,8 +380,8 @@ def describe_holder(path: str | os.PathLike[str]) -> str:
     """Who holds a run folder, as it said itself."""
     try:
         holder = json.loads((Path(path) / "_batchinfer" / "holder.json").read_bytes())
-        return f"pid {holder['pid']} on {holder['host']}"
-    except (OSError, ValueError, KeyError):
+        return f"pid {holder['pid']} on {holder['host']}"[:200]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return "its holder did not say who it is"
 
 

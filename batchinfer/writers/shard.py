@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from batchinfer.core import (
@@ -22,13 +23,14 @@ from batchinfer.core import (
     TRUNCATED,
     AnsweredChunk,
     BatchBudget,
+    Chunk,
     Shard,
     shard_name,
 )
 from batchinfer.errors import JobMismatchError
 from batchinfer.plan import Plan
 from batchinfer.tasks.base import Task
-from batchinfer.writers.footer import make_footer, read_footer
+from batchinfer.writers.footer import make_footer, read_columns, read_footer, seal
 from batchinfer.writers.run_folder import RunFolder
 
 
@@ -82,40 +84,81 @@ class ShardWriter:
     device_kind: str
 
     def commit(self, answered: AnsweredChunk) -> Shard:
-        """Decode a chunk's answers, write its shard and publish it durably."""
-        chunk = answered.chunk
+        """Decode a chunk's answers, write its shard and publish it durably.
+
+        Where only some rows were answered again, the shard that stands is replaced by one with their
+        new answers; it stays as it is where all of them failed as before.
+        """
         table = assemble(
             answered, self.task, self.plan.output_schema, self.plan.config.output_prefix
         )
-        name = shard_name(chunk.id)
+        name = shard_name(answered.chunk.id)
+        if answered.rows is not None:
+            return self._renew(name, answered.chunk, table, answered.rows)
+        shard, content = self._serialize(name, answered.chunk, table, revision=0)
+        if not self.folder.commit(name, memoryview(content)):
+            _, plan_id = read_footer(self.folder.data / name)
+            if plan_id != self.plan.id:
+                raise JobMismatchError(f"{shard.path}: another job has committed this shard")
+        return shard
+
+    def _renew(self, name: str, chunk: Chunk, fresh: pa.Table, rows: tuple[int, ...]) -> Shard:
+        """Put the new answers of `rows` among the old ones of the others."""
+        path = self.folder.data / name
+        old, _ = read_footer(path)
+        if (chunk.digest, chunk.num_rows) != (old.digest, old.num_rows):
+            raise JobMismatchError(
+                f"{path}: its rows are no longer those of the input; put the old input back"
+            )
+        made = [self.plan.config.output_prefix + field.name for field in self.task.columns]
+        made += [NUM_TOKENS, TRUNCATED, ERROR]
+        standing = read_columns(path, made)
+        # Row i of the new shard is row i of the old one, or of the fresh rows that follow it.
+        source = np.arange(chunk.num_rows)
+        source[list(rows)] += chunk.num_rows
+        merged = {
+            column: pa.chunked_array(
+                [*standing[column].cast(fresh[column].type).chunks, *fresh[column].chunks]
+            ).take(source)
+            for column in made
+        }
+        if merged[ERROR].equals(standing[ERROR]):
+            return old
+        columns: list[Any] = [merged.get(n, fresh.column(n)) for n in fresh.column_names]
+        table = pa.table(columns, schema=fresh.schema).combine_chunks()
+        shard, content = self._serialize(name, chunk, table, revision=old.revision + 1)
+        self.folder.replace(name, memoryview(content))
+        return shard
+
+    def _serialize(
+        self, name: str, chunk: Chunk, table: pa.Table, *, revision: int
+    ) -> tuple[Shard, pa.Buffer]:
+        """The shard's bytes, and what its footer says of it."""
         shard = Shard(
             id=chunk.id,
             path=str(self.folder.data / name),
             num_rows=chunk.num_rows,
-            num_errors=len(answered.errors),
-            num_tokens=int(answered.requests.cost.sum()),
-            num_truncated=int(answered.requests.truncated.sum()),
+            num_errors=table.num_rows - table.column(ERROR).null_count,
+            num_tokens=int(pc.sum(table.column(NUM_TOKENS), min_count=0).as_py()),
+            num_truncated=int(pc.sum(table.column(TRUNCATED), min_count=0).as_py()),
             rescued=count_rescued(table.column(RESCUED)),
             num_bytes=0,
+            start=chunk.start,
             next=chunk.next,
             ends_segment=chunk.ends_segment,
             digest=chunk.digest,
+            revision=revision,
         )
         footer = make_footer(
             shard,
             plan_id=self.plan.id,
             first_row=chunk.id.chunk * self.plan.chunk_rows,
-            start=chunk.start,
             budget=self.budget,
             dtype=self.dtype,
             device_kind=self.device_kind,
         )
         content = to_parquet(table, footer, self.plan)
-        if not self.folder.commit(name, memoryview(content)):
-            _, plan_id = read_footer(self.folder.data / name)
-            if plan_id != self.plan.id:
-                raise JobMismatchError(f"{shard.path}: another job has committed this shard")
-        return dataclasses.replace(shard, num_bytes=len(content))
+        return dataclasses.replace(shard, num_bytes=content.size), content
 
 
 def count_rescued(column: pa.ChunkedArray[Any]) -> dict[str, int]:
@@ -152,4 +195,4 @@ def to_parquet(table: pa.Table, footer: Mapping[bytes, bytes], plan: Plan) -> pa
         use_dictionary=repeating,  # type: ignore[arg-type]  # a list of names is fine
         write_page_checksum=True,
     )
-    return sink.getvalue()
+    return seal(sink.getvalue())

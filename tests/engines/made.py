@@ -154,6 +154,29 @@ ARCHITECTURES: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "modernbert": (roberta, "ModernBert", {**_BERT, **_MODERN}),
     "gpt2": (byte_level, "GPT2", _GPT2),
 }
+#: Further ones that attention can be packed in.
+FURTHER: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "albert": (wordpiece, "Albert", {**_BERT, "embedding_size": 32, "max_position_embeddings": 128}),
+    "camembert": (unigram, "Camembert", _ROBERTA),
+    "electra": (wordpiece, "Electra", {**_BERT, "embedding_size": 32}),
+    "eurobert": (
+        roberta,
+        "EuroBert",
+        {
+            **_BERT, "num_key_value_heads": 2, "max_position_embeddings": 128, "pad_token_id": 1,
+            "bos_token_id": 0, "eos_token_id": 2, "mask_token_id": 4,
+        },
+    ),
+    "nomic_bert": (wordpiece, "NomicBert", {**_BERT, "max_position_embeddings": 128}),
+    "qwen3": (
+        byte_level,
+        "Qwen3",
+        {
+            **_BERT, "num_key_value_heads": 2, "head_dim": 16, "max_position_embeddings": 128,
+            "pad_token_id": 1, "bos_token_id": 5, "eos_token_id": 5,
+        },
+    ),
+}  # fmt: skip
 _SPECIAL = {
     "wordpiece": {
         "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
@@ -174,7 +197,7 @@ def make_model(
     folder: Path, architecture: str, head: str = "Model", *, seed: int = 0, **config: Any
 ) -> Path:
     """Save a model (`head`: Model, ForSequenceClassification, ForMaskedLM) with its tokenizer."""
-    make_tokenizer, prefix, settings = ARCHITECTURES[architecture]
+    make_tokenizer, prefix, settings = {**ARCHITECTURES, **FURTHER}[architecture]
     tokenizer = make_tokenizer()
     settings = {**settings, "vocab_size": tokenizer.get_vocab_size(), **config}
     torch.manual_seed(seed)
@@ -202,8 +225,9 @@ def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
             parameter.normal_(std=1.0 if "embed" in name or "wte" in name else 0.4)
     base = model.base_model
     norms = [m for m in base.modules() if isinstance(m, torch.nn.LayerNorm) and m.bias is not None]
-    states = [base(ids).last_hidden_state[0] for ids in inputs]
-    norms[-1].bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
+    if norms:  # those that normalise by the root mean square have no bias
+        states = [base(ids).last_hidden_state[0] for ids in inputs]
+        norms[-1].bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
     if model is not base and "SequenceClassification" in type(model).__name__:
         linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
         [head] = [m for m in linear if m.out_features == model.num_labels]

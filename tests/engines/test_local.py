@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import logging
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -12,13 +15,13 @@ import pytest
 import torch
 
 from batchinfer.core import Batch, BatchBudget, ChunkId
-from batchinfer.engines import local
+from batchinfer.engines import attention, local
 from batchinfer.engines.local import LocalEngine, resolve_device, resolve_dtype
 from batchinfer.engines.models import describe
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks import create_task
 from tests.engines import made
-from tests.engines.conftest import Made, ask
+from tests.engines.conftest import REPOSITORY, Made, ask
 
 HEAD = "ForSequenceClassification"
 
@@ -183,8 +186,68 @@ def test_nothing_is_printed_on_the_way(
     assert [r.name for r in caplog.records] == ["batchinfer"]  # the lost head
 
 
+def test_a_batch_too_large_for_memory_is_split_and_the_size_is_remembered(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(made_model("bert"), "embed", device="cpu")
+    whole = engine.answer(batch_of(*[4] * 16)).values["embedding"]
+    sizes, forward = [], engine.task.forward
+
+    def fit(model: Any, inputs: Any) -> Any:
+        sizes.append(inputs["input_ids"].numel())
+        if sizes[-1] > 40:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        return forward(model, inputs)
+
+    monkeypatch.setattr(engine.task, "forward", fit)
+    batches = [batch_of(*[4] * 16) for _ in range(3)]
+    answered = list(engine.stream(batches))
+    assert sizes.count(64) == 1, "what did not fit once is not tried again"
+    found = np.concatenate([answers.values["embedding"] for _, answers in answered])
+    np.testing.assert_allclose(found, np.concatenate([whole] * 3), atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("error", "is_memory"),
+    [
+        (torch.OutOfMemoryError("made up"), True),
+        (RuntimeError("CUDA out of memory. Tried to allocate 20.00 MiB"), True),
+        (RuntimeError("[enforce fail] DefaultCPUAllocator: can't allocate memory"), True),
+        (MemoryError(), True),
+        (RuntimeError("the size of tensor a (3) must match"), False),
+        (ValueError("out of memory"), False),
+    ],
+)
+def test_errors_that_mean_memory_are_known(
+    made_model: Made, error: Exception, is_memory: bool
+) -> None:
+    engine = engine_of(made_model("bert"), "embed", device="cpu")
+    assert engine.is_out_of_memory(error) is is_memory
+    assert not engine.is_fatal(error)
+
+
+def test_the_head_computes_its_logits_in_float32(made_model: Made) -> None:
+    spec, folder = describe(str(made_model("roberta", HEAD, num_labels=3)))
+    engine = LocalEngine(create_task(spec, "text", None), folder, dtype="bfloat16", device="cpu")
+    head = engine.model.classifier
+    assert (head.dense.weight.dtype, head.out_proj.weight.dtype) == (torch.bfloat16, torch.float32)
+    logits = engine._outputs(batch_of(9, 5))
+    assert logits.dtype == torch.float32
+    assert not torch.equal(logits, logits.bfloat16().float()), "they were rounded on the way"
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+
+
+def gpu_engine(folder: Path, task: str = "auto", **options: Any) -> LocalEngine:
+    spec, place = describe(str(folder), task=task)
+    return LocalEngine(
+        create_task(spec, "text", None), place, dtype="bfloat16", device="cuda", **options
+    )
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
 def test_a_gpu_answers_like_the_cpu(made_model: Made) -> None:
     texts = made.texts(300, seed=4)
     for architecture in made.ARCHITECTURES:
@@ -199,7 +262,71 @@ def test_a_gpu_answers_like_the_cpu(made_model: Made) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+@needs_gpu
+@pytest.mark.parametrize("architecture", attention._TASKS)
+def test_a_gpu_packs_and_answers_like_rows_alone(made_model: Made, architecture: str) -> None:
+    texts = made.texts(200, seed=4)
+    folder = made_model(architecture)
+    assert gpu_engine(folder, "embed").is_packed
+    alone = ask(folder, texts, task="embed")
+    padded = ask(folder, texts, task="embed", device="cuda", dtype="bfloat16", attention="sdpa")
+    packed = ask(folder, texts, task="embed", device="cuda", dtype="bfloat16")
+    assert not packed.errors
+    far = [
+        np.linalg.norm(found.values["embedding"] - alone.values["embedding"], axis=1)
+        / np.linalg.norm(alone.values["embedding"], axis=1)
+        for found in (padded, packed)
+    ]
+    assert far[1].mean() < 1.3 * far[0].mean() + 0.01, "packing adds to bfloat16's rounding"
+    assert far[1].max() < 2 * far[0].max() + 0.02
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_loop_of_a_gpu_never_waits_for_it(made_model: Made) -> None:
+    for folder, task in [
+        (made_model("bert"), "embed"),
+        (made_model("modernbert"), "embed"),
+        (made_model("roberta", HEAD, num_labels=3), "classify"),
+    ]:
+        for how in ("packed", "sdpa"):
+            engine = gpu_engine(folder, task, attention=how)
+            batches = [batch_of(*[9] * 8, 5, 4, 3).pin_memory() for _ in range(6)]
+            list(engine.stream(batches))  # the first call of a kernel may set things up
+            torch.cuda.set_sync_debug_mode("error")
+            try:
+                flights = [engine._launch(batch) for batch in batches]
+                answered = list(engine.stream(batches))
+            finally:
+                torch.cuda.set_sync_debug_mode("default")
+            assert all(answers.error is None for _, answers in answered), "a wait was an error"
+            for flight, (_, answers) in zip(flights, answered, strict=True):
+                for name, value in flight.land().values.items():
+                    np.testing.assert_array_equal(value, answers.values[name])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_is_given_batches_ahead_and_answers_all_in_order(made_model: Made) -> None:
+    engine = gpu_engine(made_model("bert"), "embed")
+    taken: list[int] = []
+
+    def batches() -> Any:
+        for size in (5, 4, 3, 2, 1):
+            taken.append(size)
+            yield batch_of(*[size] * size).pin_memory()
+
+    ahead, order = [], []
+    for batch, answers in engine.stream(batches()):
+        order.append(len(batch))
+        ahead.append(len(taken) - len(order))
+        assert answers.values["embedding"].shape == (len(batch), 64)
+    assert order == [5, 4, 3, 2, 1]
+    assert max(ahead) == 2
+
+
+@pytest.mark.gpu
+@needs_gpu
 def test_a_gpu_halves_what_fails_and_keeps_the_order(
     made_model: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -217,3 +344,70 @@ def test_a_gpu_halves_what_fails_and_keeps_the_order(
     assert sum(len(batch) for batch, _ in answered) == 6
     assert all(answers.error is None for _, answers in answered)
     assert engine.device_kind == torch.cuda.get_device_name()
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_without_the_memory_for_a_batch_splits_it(
+    made_model: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    engine = gpu_engine(made_model("bert"), "embed")
+    batches = [batch_of(*[100] * 4000, first=0) for _ in range(3)]
+    for batch in batches:
+        batch.fields["input_ids"][:] %= 600
+    expected = [answers.values["embedding"] for _, answers in engine.stream(batches)]
+    torch.cuda.synchronize()
+    engine.recover()
+    total = torch.cuda.get_device_properties(0).total_memory
+    torch.cuda.set_per_process_memory_fraction(
+        (torch.cuda.memory_reserved() + 150 * 2**20) / total, 0
+    )
+    try:
+        with caplog.at_level("WARNING"):
+            answered = list(engine.stream(batches))
+    finally:
+        torch.cuda.set_per_process_memory_fraction(1.0, 0)
+    assert "out of memory with 4,000 rows" in caplog.text
+    assert len(answered) > 3, "the limit was not felt"
+    assert all(answers.error is None for _, answers in answered)
+    found = np.concatenate([answers.values["embedding"] for _, answers in answered])
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=0.05)
+
+
+_LOSES_ITS_DEVICE = """
+import sys
+from pathlib import Path
+import torch
+from batchinfer.engines.base import DeviceLostError
+from tests.engines.test_local import batch_of, gpu_engine
+
+engine = gpu_engine(Path(sys.argv[1]), "embed")
+forward = engine.task.forward
+
+def lose(model, inputs):
+    if inputs["max_length_q"] == 3:
+        table = torch.zeros(4, device="cuda")
+        table[torch.full((8,), 10**6, device="cuda")]  # beyond its end: known on the GPU alone
+    return forward(model, inputs)
+
+engine.task.forward = lose
+answered = 0
+try:
+    for batch, answers in engine.stream([batch_of(5, 4), batch_of(3, 2), batch_of(5, 1)]):
+        assert answers.error is None, answers.error
+        answered += 1
+except DeviceLostError as error:
+    print("lost after", answered, error)
+"""
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_a_gpu_that_is_lost_after_the_launch_stops_the_run(made_model: Made) -> None:
+    found = subprocess.run(
+        [sys.executable, "-c", _LOSES_ITS_DEVICE, str(made_model("bert"))],
+        cwd=REPOSITORY, capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert re.match(r"lost after [01] NVIDIA.* failed: .*(assert|CUDA)", found.stdout), (
+        found.stdout + found.stderr[-2000:]
+    )

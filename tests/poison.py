@@ -1,0 +1,61 @@
+"""batchinfer with a fake engine that certain rows are poison to: python -m tests.poison run …
+
+A text that holds one of the words below does that to the process that answers it. Child processes
+import this module as their main one, so that they are poisoned too.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+from collections.abc import Callable
+from typing import Any
+
+from batchinfer.core import Answers, Batch
+from batchinfer.engines.fake import FakeEncoder, FakeEngine
+
+
+def die(number: signal.Signals) -> None:
+    os.kill(os.getpid(), number)
+    time.sleep(10)  # the signal is on its way
+
+
+def fail() -> None:
+    raise RuntimeError("the row is poison")
+
+
+EFFECTS: dict[str, Callable[[], None]] = {
+    "SEGFAULT": lambda: die(signal.SIGSEGV),
+    "OOMKILL": lambda: die(signal.SIGKILL),
+    "EXIT": lambda: os._exit(3),
+    "HANG": lambda: time.sleep(60),
+    "RAISE": fail,
+}
+IN_TOKENIZER = "TOKENIZER"
+
+_answer, _encode = FakeEngine.answer, FakeEncoder.encode
+
+
+def answer(self: FakeEngine, batch: Batch) -> Answers:
+    texts = batch.fields["input_ids"].tobytes()
+    for word, effect in EFFECTS.items():
+        if word.encode() in texts:
+            effect()
+    return _answer(self, batch)
+
+
+def encode(self: FakeEncoder, texts: Any, pairs: Any) -> Any:
+    if any(IN_TOKENIZER in text for text in texts.to_pylist()):
+        die(signal.SIGABRT)
+    return _encode(self, texts, pairs)
+
+
+FakeEngine.answer = answer  # type: ignore[method-assign]
+FakeEncoder.encode = encode  # type: ignore[method-assign]
+
+if __name__ == "__main__":
+    from batchinfer.cli import main
+
+    sys.exit(main())

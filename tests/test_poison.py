@@ -1,0 +1,184 @@
+"""A row that kills the process which answers it is found, marked, and takes no neighbour with it."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+import pyarrow as pa
+import pytest
+
+from tests.conftest import ROOT, Cli, read_output, shard_bytes
+
+JOB = [
+    "--engine", "fake", "--workers", "0", "--chunk-rows", "20", "--max-batch-tokens", "256",
+    "--no-progress",
+]  # fmt: skip
+
+
+def poisoned(*arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, "-m", "tests.poison", *arguments],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=timeout,
+    )
+
+
+def write_rows(path: Path, poison: dict[int, str], num_rows: int = 60) -> Path:
+    """Rows of several lengths; `poison`: words, by row."""
+    texts = [f"row {i} " * (1 + i % 7) + poison.get(i, "") for i in range(num_rows)]
+    path.write_text("".join(json.dumps({"text": text}) + "\n" for text in texts))
+    return path
+
+
+def errors_of(output: Path) -> dict[int, str]:
+    table = read_output(output).select(["_row", "_error"]).to_pylist()
+    return {row["_row"]: row["_error"] for row in table if row["_error"] is not None}
+
+
+def answers_without(output: Path, rows: Sequence[int]) -> pa.Table:
+    table = read_output(output)
+    return table.filter(pa.array([row not in rows for row in table["_row"].to_pylist()]))
+
+
+def assert_only_these_fail(
+    output: Path, source: Path, cli: Cli, tmp_path: Path, rows: dict[int, str]
+) -> None:
+    """Compare with a run of the same input by an engine to which nothing is poison."""
+    errors = errors_of(output)
+    assert set(errors) == set(rows)
+    for row, word in rows.items():
+        assert word in errors[row]
+    assert cli("run", str(source), *JOB, "--output", "healthy").returncode == 0
+    assert answers_without(output, list(rows)).equals(
+        answers_without(tmp_path / "healthy", list(rows))
+    )
+    assert not list((output / "_batchinfer" / "tmp").iterdir())
+
+
+@pytest.mark.parametrize(
+    ("word", "code", "said"),
+    [
+        ("SEGFAULT", -signal.SIGSEGV, "SIGSEGV"),
+        ("OOMKILL", -signal.SIGKILL, "SIGKILL"),
+        ("EXIT", 3, "exit code 3"),
+        ("TOKENIZER", -signal.SIGABRT, "SIGABRT"),
+    ],
+)
+def test_a_row_that_kills_the_process_is_marked_and_no_other(
+    word: str, code: int, said: str, cli: Cli, tmp_path: Path
+) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: word}), tmp_path / "out"
+    assert poisoned("run", str(source), *JOB, "--output", str(output)).returncode == code
+    done = poisoned("resume", str(output))
+    assert done.returncode == 65, done.stderr
+    assert done.stderr.count("halved until the row is found") == 1
+    assert_only_these_fail(output, source, cli, tmp_path, {33: said})
+
+
+def test_several_such_rows_are_all_found(cli: Cli, tmp_path: Path) -> None:
+    rows = {21: "SEGFAULT", 22: "RAISE", 38: "OOMKILL", 55: "SEGFAULT"}
+    source, output = write_rows(tmp_path / "in.jsonl", rows), tmp_path / "out"
+    assert poisoned("run", str(source), *JOB, "--output", str(output)).returncode < 0
+    assert (
+        poisoned("resume", str(output)).returncode < 0
+    )  # the second chunk is done, the third kills
+    assert poisoned("resume", str(output)).returncode == 65
+    said = {21: "SIGSEGV", 22: "the row is poison", 38: "SIGKILL", 55: "SIGSEGV"}
+    assert_only_these_fail(output, source, cli, tmp_path, said)
+
+
+def test_a_loader_process_that_dies_of_a_row_is_no_endless_loop(cli: Cli, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "TOKENIZER"}), tmp_path / "out"
+    job = [*JOB, "--workers", "1", "--output", str(output)]
+    assert poisoned("run", str(source), *job).returncode == 75
+    assert poisoned("resume", str(output)).returncode == 65
+    assert_only_these_fail(output, source, cli, tmp_path, {33: "SIGABRT"})
+
+
+def test_a_batch_that_hangs_is_cut_down_to_the_row(cli: Cli, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {7: "HANG"}), tmp_path / "out"
+    job = [*JOB, "--output", str(output), "--batch-timeout", "0.5s"]
+    assert poisoned("run", str(source), *job).returncode == 65
+    assert_only_these_fail(output, source, cli, tmp_path, {7: "more than 0.5 s"})
+
+
+def test_an_ordinary_kill_marks_nothing_and_changes_no_byte(cli: Cli, tmp_path: Path) -> None:
+    """The chunk at which a run was killed is answered in another process, in the same batches."""
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "HANG"}), tmp_path / "out"
+    for command in (["run", str(source), *JOB, "--output", str(output)], ["resume", str(output)]):
+        run = subprocess.Popen(
+            [sys.executable, "-m", "tests.poison", *command], cwd=ROOT, stderr=subprocess.PIPE
+        )
+        while not list((output / "_batchinfer" / "tmp").glob("attempt-*-000001.parquet")):
+            time.sleep(0.01)
+        time.sleep(0.7)  # the second time, its child is at the row
+        run.kill()
+        run.communicate()
+        assert run.returncode == -signal.SIGKILL
+    done = cli("resume", str(output), "--verbose")
+    assert done.returncode == 0, done.stderr
+    assert "in a process of its own" in done.stderr
+    assert cli("run", str(source), *JOB, "--output", "healthy").returncode == 0
+    assert shard_bytes(output) == shard_bytes(tmp_path / "healthy")
+
+
+def test_the_child_dies_with_its_parent(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {0: "HANG"}), tmp_path / "out"
+    job = ["run", str(source), *JOB, "--output", str(output), "--batch-timeout", "50s"]
+    run = subprocess.Popen([sys.executable, "-m", "tests.poison", *job], cwd=ROOT)
+    children = Path(f"/proc/{run.pid}/task/{run.pid}/children")
+    while not list((output / "_batchinfer" / "tmp").glob("attempt-*")):
+        time.sleep(0.01)
+    time.sleep(0.3)
+    pids = [int(pid) for pid in children.read_text().split()]
+    assert pids
+    run.kill()
+    run.wait()
+    deadline = time.monotonic() + 5
+    while any(Path(f"/proc/{pid}/stat").exists() and not _is_zombie(pid) for pid in pids):
+        assert time.monotonic() < deadline, "a child outlives its parent"
+        time.sleep(0.05)
+
+
+def _is_zombie(pid: int) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except OSError:
+        return True
+
+
+def test_a_retry_that_dies_of_its_row_is_isolated_too(cli: Cli, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "SEGFAULT"}), tmp_path / "out"
+    poisoned("run", str(source), *JOB, "--output", str(output))
+    assert poisoned("resume", str(output)).returncode == 65
+    before = shard_bytes(output)
+    assert poisoned("resume", str(output), "--retry-errors").returncode == -signal.SIGSEGV
+    assert poisoned("resume", str(output), "--retry-errors").returncode == 65
+    assert shard_bytes(output) == before
+    # A better engine comes, and the row gets its answer; nothing else is touched.
+    assert cli("resume", str(output), "--retry-errors").returncode == 0
+    assert cli("run", str(source), *JOB, "--output", "healthy").returncode == 0
+    assert read_output(output).equals(read_output(tmp_path / "healthy"))
+    changed = {n for n, content in shard_bytes(output).items() if before.get(n) != content}
+    assert changed == {"part-000000-000001.parquet"}
+
+
+def test_markers_of_an_orderly_stop_are_taken_away(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "RAISE"}), tmp_path / "out"
+    environ = {**os.environ, "BATCHINFER_DEADLINE": "1ms"}
+    job = ["run", str(source), *JOB, "--output", str(output)]
+    done = subprocess.run([sys.executable, "-m", "tests.poison", *job], cwd=ROOT, env=environ)
+    assert done.returncode == 2  # no such unit
+    environ["BATCHINFER_DEADLINE"] = "0.001"
+    done = subprocess.run([sys.executable, "-m", "tests.poison", *job], cwd=ROOT, env=environ)
+    assert done.returncode == 75
+    assert not list((output / "_batchinfer" / "tmp").iterdir())
