@@ -9,7 +9,9 @@ from __future__ import annotations
 import multiprocessing
 import signal
 import threading
+import warnings
 from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
 from typing import Any, Self
@@ -60,21 +62,30 @@ def stream_from_workers(
         return
     workers = min(workers, len(spans))
     ready = PREFETCH_BYTES // (max(1, chunk_bytes) * workers)
-    items = DataLoader(
-        SpanDataset(loader, spans),
-        batch_size=None,
-        num_workers=workers,
-        prefetch_factor=min(4, max(1, ready)),
-        pin_memory=pin_memory,
-        multiprocessing_context="spawn",
-        worker_init_fn=_settle,
-        in_order=False,
-    )
+    with _no_advice():
+        items = DataLoader(
+            SpanDataset(loader, spans),
+            batch_size=None,
+            num_workers=workers,
+            prefetch_factor=min(4, max(1, ready)),
+            pin_memory=pin_memory,
+            multiprocessing_context="spawn",
+            worker_init_fn=_settle,
+            in_order=False,
+        )
     with _WorkerWatch() as watch:
         for item in watch.iterate(items):
             if isinstance(item, BatchInferError):
                 raise item
             yield item
+
+
+@contextmanager
+def _no_advice() -> Iterator[None]:
+    """DataLoader warns of more workers than cores; who asked for them knows."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="This DataLoader will create")
+        yield
 
 
 class _WorkerWatch:
@@ -103,7 +114,8 @@ class _WorkerWatch:
     def iterate(self, items: DataLoader[Any]) -> Iterator[Any]:
         """Yield what the workers send. Raises Interrupted where one of them was killed."""
         others = set(multiprocessing.active_children())
-        iterator = iter(items)  # starts the workers, and sets DataLoader's handler
+        with _no_advice():
+            iterator = iter(items)  # starts the workers, and sets DataLoader's handler
         self._workers = [w for w in multiprocessing.active_children() if w not in others]
         if self._before is not None:
             signal.signal(signal.SIGCHLD, self._on_child)

@@ -11,6 +11,14 @@ import sys
 import time
 from pathlib import Path
 
+import pyarrow as pa
+
+from batchinfer.core import BatchBudget, ChunkId, Position, Segment, Span
+from batchinfer.dataloader import stream_from_workers
+from batchinfer.engines.fake import FakeEncoder, describe
+from batchinfer.loader import Loader
+from batchinfer.readers import ReadOptions, list_inputs
+from batchinfer.tasks import create_task
 from tests.conftest import Cli, shard_bytes
 
 
@@ -29,6 +37,24 @@ def test_workers_write_the_same_bytes_as_the_main_process(cli: Cli, tmp_path: Pa
     done = cli(*job, "--workers", "2", "-o", "b")
     assert done.returncode == 0, done.stderr
     assert shard_bytes(tmp_path / "a") == shard_bytes(tmp_path / "b")
+
+
+def test_each_worker_reads_a_segment_of_its_own_and_no_advice_is_printed(tmp_path: Path) -> None:
+    write_inputs(tmp_path / "in")
+    files = list_inputs([str(tmp_path / "in")], "auto")
+    spans = [Span(Segment(index, (file,)), 0, Position(), None) for index, file in enumerate(files)]
+    schema = pa.schema([("text", pa.string())])
+    loader = Loader(
+        create_task(describe("classify", None), "text", None),
+        FakeEncoder(512),
+        BatchBudget(64, 8),
+        chunk_rows=30,
+        options=ReadOptions(text_columns=("text",), schema=schema),
+    )
+    # More workers than this machine may have cores; a warning would fail the test.
+    chunks = stream_from_workers(loader, spans, workers=3, pin_memory=False, chunk_bytes=1000)
+    found = sorted(loaded.chunk.id for loaded in chunks)
+    assert found == [ChunkId(segment, chunk) for segment in range(3) for chunk in range(7)]
 
 
 def test_an_error_in_a_worker_is_one_line(cli: Cli, tmp_path: Path) -> None:
