@@ -10,6 +10,7 @@ import errno
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -65,7 +66,7 @@ def run(
             else:
                 plan = plan.with_times_of(held)
             shards = folder.shards(plan)
-            return _answer_pending(folder, check_inputs(plan, shards), shards, worker)
+            return _answer_all(_Work(folder, check_inputs(plan, shards), shards), worker)
 
 
 def resume(
@@ -100,20 +101,22 @@ def resume(
             plan = require_plan(output).with_changes(output=str(output), **changes)
             if plan.config.deadline is not None:
                 stop.set_by(plan.config.deadline)
-            shards = folder.shards(plan, read_pages=verify)
+            work = _Work(folder, plan, folder.shards(plan, read_pages=verify))
+            if retry_errors:
+                work.failed = folder.failed(plan, work.shards)
             model_folder = None
-            if folder.pending(plan, shards) or (retry_errors and folder.failed(plan, shards)):
+            if work.left:
                 _require_consent(plan, consents)
                 check_schemas(plan)
-                plan = check_inputs(plan, shards)
+                work.plan = check_inputs(plan, work.shards)
                 model, model_folder = describe_model(plan.config)
                 if difference := first_difference(plan, dataclasses.replace(plan, model=model)):
                     raise JobMismatchError(
                         f"{output}: {difference}; start anew with another --output"
                     )
-            worker = Worker(plan, model_folder, progress or Silent(), stop)
+            worker = Worker(work.plan, model_folder, progress or Silent(), stop)
             with closing(worker):
-                return _answer_pending(folder, plan, shards, worker, retry_errors=retry_errors)
+                return _answer_all(work, worker)
 
 
 def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
@@ -127,43 +130,47 @@ def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
             )
 
 
-def _answer_pending(
-    folder: RunFolder,
-    plan: Plan,
-    shards: dict[ChunkId, Shard],
-    worker: Worker,
-    *,
-    retry_errors: bool = False,
-) -> RunReport:
-    """Answer the chunks that have no shard yet, and the failed rows again; then vouch for the whole."""
-    failed = {
-        ChunkId(span.segment.index, span.first): span
-        for span in (folder.failed(plan, shards) if retry_errors else ())
-    }
-    retried_rows = cured_rows = 0
+@dataclass
+class _Work:
+    """What a job has, and what it lacks: the chunks without a shard, and failed rows to try again."""
 
-    def left() -> list[Span]:
-        return [*folder.pending(plan, shards), *failed.values()]
+    folder: RunFolder
+    plan: Plan
+    shards: dict[ChunkId, Shard]
+    failed: dict[ChunkId, Span] = field(default_factory=dict)
+    retried_rows: int = 0
+    cured_rows: int = 0
 
-    def process(spans: list[Span], *, isolated: bool) -> None:
-        nonlocal retried_rows, cured_rows
-        rows_done = sum(shard.num_rows for shard in shards.values())
-        rows_done -= sum(len(span.rows or ()) for span in failed.values())
-        for shard in worker.process(folder, spans, rows_done, isolated=isolated):
-            if span := failed.pop(shard.id, None):
-                retried_rows += len(span.rows or ())
-                cured_rows += shards[shard.id].num_errors - shard.num_errors
-            shards[shard.id] = shard
+    @property
+    def left(self) -> list[Span]:
+        return [*self.folder.pending(self.plan, self.shards), *self.failed.values()]
 
-    begun = bool(left())
+    @property
+    def rows_done(self) -> int:
+        rows = sum(shard.num_rows for shard in self.shards.values())
+        return rows - sum(len(span.rows or ()) for span in self.failed.values())
+
+    def process(self, worker: Worker, spans: list[Span], *, isolated: bool) -> None:
+        """Answer spans of what is left."""
+        for shard in worker.process(self.folder, spans, self.rows_done, isolated=isolated):
+            if span := self.failed.pop(shard.id, None):
+                self.retried_rows += len(span.rows or ())
+                self.cured_rows += self.shards[shard.id].num_errors - shard.num_errors
+            self.shards[shard.id] = shard
+
+
+def _answer_all(work: _Work, worker: Worker) -> RunReport:
+    """Answer what is left, and vouch for the whole."""
+    folder, plan, shards = work.folder, work.plan, work.shards
+    begun = bool(work.left)
     if begun:
         worker.has_answered = any(shard.num_errors < shard.num_rows for shard in shards.values())
         folder.retract_success()
         # First, in a process of their own, the chunks at which a run died without a word.
-        if suspects := folder.suspects(left()):
-            process(suspects, isolated=True)
-        if left() and not worker.stop.is_set:
-            process(left(), isolated=False)
+        if suspects := folder.suspects(work.left):
+            work.process(worker, suspects, isolated=True)
+        if work.left and not worker.stop.is_set:
+            work.process(worker, work.left, isolated=False)
     finished = not folder.pending(plan, shards)
     if finished:
         folder.finish(shards)
@@ -172,19 +179,16 @@ def _answer_pending(
         shards.values(),
         worker.effort,
         finished=finished,
-        retried_rows=retried_rows,
-        cured_rows=cured_rows,
+        retried_rows=work.retried_rows,
+        cured_rows=work.cured_rows,
     )
     if begun:
         folder.write_report(report.to_dict())
-    if not finished:
+    if work.left:
+        retry = "" if folder.pending(plan, shards) else " --retry-errors"
         raise Interrupted(
-            f"stopped with {report.num_rows:,} rows durable; go on with `batchinfer resume {folder.path}`"
-        )
-    if failed:
-        raise Interrupted(
-            f"stopped before all failed rows were tried again; go on with `batchinfer resume {folder.path} "
-            "--retry-errors`"
+            f"stopped with {report.num_rows:,} rows durable; go on with `batchinfer resume {folder.path}"
+            f"{retry}`"
         )
     return report
 

@@ -97,8 +97,6 @@ def _check_body(content: bytes) -> None:
     """Compare all bytes in front of a shard's footer with the footer's digest of them."""
     start = len(content) - _footer_size(content[-8:])
     match = _find_digests(content[start:])
-    if match is not None and match[2] == _UNSEALED.encode():  # until to_parquet() seals
-        return
     body = memoryview(content)[:start]
     if match is None or hashlib.sha256(body).hexdigest().encode() != match[1]:
         raise FooterError("its content is not what was written")
@@ -175,8 +173,6 @@ def _find_digests(footer: bytes) -> re.Match[bytes] | None:
 
 
 def _is_intact(footer: bytes, match: re.Match[bytes]) -> bool:
-    if match[2] == _UNSEALED.encode():  # until to_parquet() seals
-        return True
     blank = footer[: match.start(2)] + _UNSEALED.encode() + footer[match.end(2) :]
     return hashlib.sha256(blank).hexdigest().encode() == match[2]
 

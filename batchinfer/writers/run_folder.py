@@ -211,15 +211,15 @@ class RunFolder:
         """The chunks that have no shard yet."""
         return list(pending_spans(plan.segments, shards))
 
-    def failed(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> list[Span]:
-        """The rows that have errors, as spans of one chunk each. Raises StorageError."""
-        spans = []
+    def failed(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> dict[ChunkId, Span]:
+        """The rows that have errors, as a span of each chunk that has any. Raises StorageError."""
+        spans = {}
         for chunk, shard in sorted(shards.items()):
             if shard.num_errors:
                 errors = read_columns(self.data / shard_name(chunk), [ERROR])[ERROR]
                 rows = tuple(np.flatnonzero(pc.is_valid(errors).to_numpy()).tolist())
                 segment = plan.segments[chunk.segment]
-                spans.append(Span(segment, chunk.chunk, shard.start, chunk.chunk + 1, rows))
+                spans[chunk] = Span(segment, chunk.chunk, shard.start, chunk.chunk + 1, rows)
         return spans
 
     def suspects(self, spans: Sequence[Span]) -> list[Span]:
