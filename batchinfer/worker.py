@@ -147,6 +147,11 @@ class Worker:
             engine.vouch()
         self.budget = self._choose_budget(engine, folder)
         writer = ShardWriter(folder, plan, self.task, self.budget, engine.dtype, engine.device_kind)
+        if isolated:
+            log.info(
+                "the last run died without a word: what it was at is answered first, in a process of "
+                "its own"
+            )
         self._begin(folder, spans, rows_done)
         began, before = time.monotonic(), self.seconds
         under_way: set[ChunkId] = set()
@@ -162,8 +167,9 @@ class Worker:
             under_way.clear()  # their marks stay: one of them may be the cause
             raise
         finally:
-            for chunk in under_way:
-                folder.attempts.end(chunk)
+            if not isolated:  # a suspicion that was not looked into stays
+                for chunk in under_way:
+                    folder.attempts.end(chunk)
             self.progress.end()
 
     def _begun(

@@ -126,7 +126,7 @@ def test_an_ordinary_kill_marks_nothing_and_changes_no_byte(cli: Cli, tmp_path: 
         assert run.returncode == -signal.SIGKILL
     done = cli("resume", str(output), "--verbose")
     assert done.returncode == 0, done.stderr
-    assert "in a process of its own" in done.stderr
+    assert "the last run died without a word" in done.stderr
     assert cli("run", str(source), *JOB, "--output", "healthy").returncode == 0
     assert shard_bytes(output) == shard_bytes(tmp_path / "healthy")
 
@@ -170,6 +170,16 @@ def test_a_retry_that_dies_of_its_row_is_isolated_too(cli: Cli, tmp_path: Path) 
     assert read_output(output).equals(read_output(tmp_path / "healthy"))
     changed = {n for n, content in shard_bytes(output).items() if before.get(n) != content}
     assert changed == {"part-000000-000001.parquet"}
+
+
+def test_a_suspicion_outlives_a_resume_that_is_stopped_before_it_was_looked_into(
+    cli: Cli, tmp_path: Path
+) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "SEGFAULT"}), tmp_path / "out"
+    assert poisoned("run", str(source), *JOB, "--output", str(output)).returncode < 0
+    assert poisoned("resume", str(output), "--deadline", "0.001").returncode == 75
+    assert poisoned("resume", str(output)).returncode == 65
+    assert_only_these_fail(output, source, cli, tmp_path, {33: "SIGSEGV"})
 
 
 def test_markers_of_an_orderly_stop_are_taken_away(tmp_path: Path) -> None:
