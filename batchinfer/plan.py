@@ -9,6 +9,7 @@ import hashlib
 import json
 import math
 import os
+import reprlib
 from dataclasses import dataclass
 from typing import Any
 
@@ -199,17 +200,29 @@ def first_difference(planned: Plan, asked: Plan) -> str:
         if name == "inputs":
             return _input_difference(there, here)
         if name == "model":
-            field = next(key for key in there if there[key] != here[key])
-            if field == "identity":
-                return (
-                    f"the model's files differ ({planned.model.name} then, {asked.model.name} now)"
-                )
-            return f"the model's {field} was {there[field]}, now {here[field]}"
+            return _model_difference(planned.model, asked.model)
         if name.endswith("columns"):
             changed = [c for c in here if c not in there] or [c for c in there if c not in here]
             return f"the {name} differ ({changed[0] if changed else 'order'})"
         return f"{name} was {there}, now {here}"
     return ""
+
+
+def _model_difference(planned: ModelSpec, asked: ModelSpec) -> str:
+    """What a user can name (labels, prompt, length) before the digest that differs with it."""
+    there, here = (dataclasses.asdict(dataclasses.replace(m, name="")) for m in (planned, asked))
+    differing = [field for field in there if there[field] != here[field]]
+    field = next((field for field in differing if field != "identity"), "identity")
+    if field != "identity":
+        return f"the model's {field} was {_short(there[field])}, now {_short(here[field])}"
+    then, now = planned.identity, asked.identity
+    if then.startswith("sha256:") or now.startswith("sha256:"):
+        return f"the model's files differ ({planned.name} then, {asked.name} now)"
+    return f"the model's revision was {then[:12]}, now {now[:12]}"
+
+
+def _short(value: Any) -> str:
+    return reprlib.repr(list(value)) if isinstance(value, tuple) else str(value)[:100]
 
 
 def _input_difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
@@ -227,7 +240,9 @@ def _input_difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -
 
 
 def _columns(schema: pa.Schema) -> list[str]:
-    return [f"{field.name}: {field.type}" for field in schema]
+    # As plan.json brings it back: a map type's own text loses the names of its parts on the way.
+    written = pa.ipc.read_schema(schema.serialize())
+    return [f"{field.name}: {field.type}" for field in written]
 
 
 def _plain(value: Any) -> Any:

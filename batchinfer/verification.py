@@ -16,6 +16,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -299,15 +300,13 @@ class _Verifier:
         chunk = again.chunk(shard.id.chunk)
         if chunk is None:
             return
-        if chunk.digest != shard.digest:
+        there = (chunk.digest, chunk.start, chunk.next, chunk.ends_segment)
+        if there != (shard.digest, shard.start, shard.next, shard.ends_segment):
             again.changed(shard)
             return
         if chunk.num_rows != table.num_rows:
             self._add(path, f"holds {table.num_rows:,} rows, its input {chunk.num_rows:,}")
             return
-        there = (chunk.start, chunk.next, chunk.ends_segment)
-        if there != (shard.start, shard.next, shard.ends_segment):
-            self._add(path, "its footer says that its rows begin or end elsewhere than they do")
         for name in self.kept:
             row = _first_difference(table.column(name), chunk.table.column(name))
             if row is not None:
@@ -331,8 +330,8 @@ class _Verifier:
             self._add(path, "belongs to another job")
         if success:
             self.findings += self.missing
-        elif self.missing or not self.findings:
-            rest = "more are missing" if self.missing else f"only {SUCCESS} is missing"
+        else:
+            rest = "more are missing" if self.missing else f"but {SUCCESS} is missing"
             self._add(
                 self.output,
                 f"unfinished: {self.num_shards:,} shards with {self.num_rows:,} rows are there, {rest}",
@@ -416,8 +415,8 @@ class _InputAgain:
         file = self.segment.files[shard.start.file]
         self._add(
             file,
-            f"changed since it was answered: what {shard_name(shard.id)} was made from is not there, "
-            f"from row {shard.start.row:,} on",
+            f"changed since it was answered: {shard_name(shard.id)} was made from other rows than stand "
+            f"there from row {shard.start.row:,} on",
         )
 
     def close(self) -> None:
@@ -460,19 +459,18 @@ def _wrong_rows(
     table: pa.Table, shard: Shard, segment: Segment, plan: Plan, schema: pa.Schema
 ) -> Iterator[str]:
     """Say what about a shard's rows is not what its footer and its place in the chain say."""
-    metadata = table.schema.metadata or {}
     if not table.schema.equals(schema, check_metadata=False):
         yield f"its columns are not the job's ({_schema_difference(table.schema, schema)})"
         return
     if table.num_rows != shard.num_rows:
         yield f"holds {table.num_rows:,} rows, where its footer says {shard.num_rows:,}"
     due = plan.chunk_rows
-    first = shard.id.chunk == 0
     if table.num_rows > due or (table.num_rows < due and not shard.ends_segment):
         yield f"holds {table.num_rows:,} rows, where {due:,} were due"
-    elif not table.num_rows and not first:
+    elif not table.num_rows and shard.id.chunk:
         yield "holds no row"
-    if json.loads(metadata[KEY])["first_row"] != shard.id.chunk * due:
+    document = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
+    if document.get("first_row") != shard.id.chunk * due:
         yield "its footer gives a wrong number to its first row"
     errors = table.column(ERROR)
     for what, counted, said in (
@@ -499,23 +497,24 @@ def _wrong_order(table: pa.Table, shard: Shard, segment: Segment) -> Iterator[st
     Where a file ends is not known here, so a file may follow at any row; how many rows there must be
     is the chunk's size, and which, the input's to say.
     """
+    if not {shard.start.file, shard.next.file} <= set(range(len(segment.files))):
+        yield "its footer names a file that the job does not have"
+        return
     if table.column(SOURCE).null_count or table.column(ROW).null_count:
         yield f"has rows without {SOURCE} or {ROW}"
         return
     encoded: Any = table.column(SOURCE).combine_chunks().dictionary_encode()
-    if isinstance(encoded, pa.ChunkedArray):
-        encoded = encoded.combine_chunks()
     codes = encoded.indices.to_numpy()
     names: list[str] = encoded.dictionary.to_pylist()
     rows = table.column(ROW).to_numpy()
     breaks = np.flatnonzero((np.diff(rows) != 1) | (np.diff(codes) != 0)) + 1
-    begins = [0, *breaks.tolist()] if len(rows) else []
     sources = [file.source for file in segment.files]
     file, row = shard.start.file, shard.start.row
-    for begin, end in zip(begins, [*begins[1:], len(rows)], strict=True):
+    for begin, end in pairwise(sorted({0, *breaks.tolist(), len(rows)})):
         source, number = names[codes[begin]], int(rows[begin])
         if (source, number) != (sources[file], row):
-            later = sources.index(source, file + 1) if source in sources[file + 1 :] else None
+            behind = range(file + 1, len(sources))
+            later = next((index for index in behind if sources[index] == source), None)
             if number or later is None:
                 yield (
                     f"row {begin:,} of it is {shown(source)}:{number}, where "
@@ -560,8 +559,8 @@ def _schema_difference(found: pa.Schema, wanted: pa.Schema) -> str:
 
 def _first_difference(found: Any, wanted: Any) -> int | None:
     """The first row at which two columns of one length differ."""
-    if wanted.type != found.type:
-        wanted = wanted.cast(found.type)
+    if str(wanted.type) != str(found.type):
+        wanted = wanted.cast(found.type)  # to milliseconds, or to a list whose item is an element
     if _same(found, wanted):
         return None
     low, high = 0, len(found)

@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer import RunConfig, resume, run
+from batchinfer import RunConfig, resume, run, verify
 from batchinfer.core import ERROR, Answers, Batch, Shard
 from batchinfer.engines.base import HOPELESS
 from batchinfer.engines.fake import FakeEngine
@@ -207,3 +207,12 @@ def test_a_damaged_shard_names_the_way_out(
     resume(tmp_path / "out", verify=True)
     assert shard_bytes(tmp_path / "out") == before
     assert list((tmp_path / "out" / "_batchinfer" / "quarantine").iterdir())
+
+
+def test_a_folder_with_replaced_shards_is_sound(ill: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    run(config(write_rows(tmp_path / "in.jsonl", ill=(3, 24)), tmp_path / "out"))
+    ill.undo()
+    resume(tmp_path / "out", retry_errors=True)
+    found = verify(str(tmp_path / "out"))
+    assert not found.findings
+    assert found.exit_code == 0

@@ -70,11 +70,16 @@ class CsvReader(TextReader):
             block = self._cursor.peek(min(num_rows - done, self._batch_lines))
             if not block:
                 break
+            if not any(block) and not self._cursor.too_long:  # blank lines, and perhaps a gigabyte
+                digest.update(self._cursor.advance(len(block)))
+                continue
             records, num_lines = self._parse(block)
             # What stands behind an error is parsed anew, so errors that are close cost many lines.
             whole = num_lines >= len(block)
             self._batch_lines = min(_BATCH_LINES, self._batch_lines * 4) if whole else 4
             digest.update(self._cursor.advance(num_lines))
+            if not records.values:
+                continue
             batches.append(self._convert(records))
             lines += records.lines
             errors.update({done + row: error for row, error in records.errors.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from operator import itemgetter
@@ -17,6 +18,11 @@ from batchinfer.readers.base import ReadOptions, Rows, combined, json_kind
 from batchinfer.readers.columns import nulls
 from batchinfer.readers.conversion import checker, exact_record, json_array
 from batchinfer.readers.text import TextReader
+
+
+#: The standard library's parser, by which others will read `_rescued_data`, goes about as deep.
+MAX_RESCUED_DEPTH = 901
+_MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')
 
 
 @dataclass(slots=True)
@@ -47,6 +53,8 @@ class JsonlReader(TextReader):
         while done < num_rows and (block := self._cursor.peek(num_rows - done)):
             records = self._parse(block)
             digest.update(self._cursor.advance(len(block)))
+            if not records.values:  # blank lines, and perhaps a gigabyte: they must not add up
+                continue
             batches.append(self._convert(records))
             lines.append(records.lines)
             errors.update({done + row: error for row, error in records.errors.items()})
@@ -72,7 +80,7 @@ class JsonlReader(TextReader):
     def _parse_one_by_one(self, lines: list[bytes], first: int) -> _Records:
         values: list[dict[str, Any]] = []
         raw, numbers, errors = [], [], {}
-        for number, line in enumerate(lines, first):
+        for number, line in enumerate(lines if any(lines) else (), first):
             if self.is_blank(line):
                 continue
             value, error = parse_object(line)
@@ -155,6 +163,18 @@ def parse_object(line: bytes) -> tuple[dict[str, Any], str]:
     return {}, f"not a JSON object but {json_kind(value)}"
 
 
+def _depth(line: bytes) -> int:
+    """How deeply a line of valid JSON is nested."""
+    depth = deepest = 0
+    for mark in _MARKS.findall(line):
+        if mark in b"[{":
+            depth += 1
+            deepest = max(deepest, depth)
+        elif mark in b"]}":
+            depth -= 1
+    return deepest
+
+
 def _exact(records: _Records, row: int) -> dict[str, Any]:
     return exact_record(records.values[row], records.raw[row])
 
@@ -167,5 +187,9 @@ def _rescued_array(rescued: dict[int, dict[str, Any]], records: _Records) -> pa.
         try:
             texts[row] = orjson.dumps(values).decode()
         except TypeError:  # nested too deeply to be written; the line as it stands says the same
-            texts[row] = records.raw[row].decode()
+            if _depth(records.raw[row]) <= MAX_RESCUED_DEPTH:
+                texts[row] = records.raw[row].decode()
+            else:
+                line = int(records.lines[row]) + 1
+                records.errors[row] = f"line {line}: nested too deeply to be kept"
     return pa.array(texts, pa.string())

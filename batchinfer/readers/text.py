@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from itertools import takewhile
 
 from batchinfer.core import InputFile, Position
-from batchinfer.errors import StorageError, UsageError
+from batchinfer.errors import BatchInferError, StorageError, UsageError
 from batchinfer.readers.base import START, Reader, ReadOptions, shown
 from batchinfer.readers.compression import DAMAGED, ByteStream, open_bytes
 
@@ -77,7 +77,7 @@ class TextStream:
             raise self._failure(error) from error
         try:
             self._skip_to(start.offset)
-        except StorageError:
+        except BatchInferError:
             self._raw.close()
             raise
 
@@ -163,11 +163,22 @@ class TextStream:
                 raise self._failure(error) from error
             self._finished = not data
             if self._decoder is not None:
-                text = self._decoder.decode(data, final=self._finished)
-                data = text.encode("utf-8", "batchinfer-invalid")
+                data = self._decode(data)
             if data:
                 return data
         return b""
+
+    def _decode(self, data: bytes) -> bytes:
+        """The next bytes as UTF-8. Raises UsageError where the encoding is not that of the file."""
+        assert self._decoder is not None
+        try:
+            text = self._decoder.decode(data, final=self._finished)
+            return text.encode("utf-8", "batchinfer-invalid")
+        except UnicodeError as error:  # what no error handler is asked about: no byte order mark, …
+            raise UsageError(
+                f"{shown(self._file.path)}: cannot be decoded from line {self._line + 1} on: {error}; "
+                "name another --encoding (utf-16-le, say, where there is no byte order mark)"
+            ) from None
 
     def _failure(self, error: BaseException) -> StorageError:
         reason = (getattr(error, "strerror", None) or str(error)).replace("\n", " ")
@@ -284,7 +295,8 @@ class TextReader(Reader):
         while lines := self._cursor.peek(_LINES_AHEAD):
             if self._cursor.too_long:
                 return False
-            blank = sum(1 for _ in takewhile(self.is_blank, lines))
+            # Nothing but line ends is the cheapest way to fill a terabyte: not a call a line.
+            blank = sum(1 for _ in takewhile(self.is_blank, lines)) if any(lines) else len(lines)
             if blank:
                 self._cursor.advance(blank)
             if blank < len(lines):

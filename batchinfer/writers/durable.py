@@ -80,6 +80,7 @@ def replace(temporary: Path, final: Path, content: bytes | memoryview) -> None:
 
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
+_NO_EXCLUSIVE_RENAME = {errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 
 
 def _link(temporary: Path, final: Path) -> None:
@@ -107,9 +108,9 @@ def _rename_without_replacing(temporary: Path, final: Path) -> None:
         no_replace,
     ):
         code = ctypes.get_errno()
-        if code == errno.EEXIST:
-            raise FileExistsError(code, os.strerror(code), str(final))
-        raise StorageError(_UNSUITABLE.format(folder=final.parent))
+        if code in _NO_EXCLUSIVE_RENAME:
+            raise StorageError(_UNSUITABLE.format(folder=final.parent))
+        raise OSError(code, os.strerror(code), str(final))  # among them FileExistsError
 
 
 _UNSUITABLE = (
