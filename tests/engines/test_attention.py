@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 import logging
 from pathlib import Path
@@ -21,6 +22,7 @@ from batchinfer.errors import UsageError
 from batchinfer.tasks import create_task
 from tests.engines import made
 from tests.engines.conftest import Made, ask
+from tests.engines.test_local import batch_of
 from tests.engines.test_models import as_sentence_transformer
 from tests.engines.test_parity import (
     HEAD,
@@ -112,8 +114,6 @@ def test_the_neighbours_of_a_row_do_not_change_its_answer(made_model: Made) -> N
 
 
 def test_a_packed_batch_holds_no_padding_and_says_where_rows_begin(made_model: Made) -> None:
-    from tests.engines.test_local import batch_of
-
     inputs = engine_of(made_model("roberta"), attention="packed", device="cpu")._inputs(
         batch_of(3, 2, 1)
     )
@@ -235,3 +235,119 @@ def test_a_causal_row_sees_only_what_stands_before_it() -> None:
             *(x[:, :, start:end] for x in (q, k, v)), is_causal=True
         )
         torch.testing.assert_close(found[:, start:end], expected.transpose(1, 2))
+
+
+@pytest.mark.parametrize("task", ["embed", "classify"])
+@pytest.mark.parametrize("architecture", attention._TASKS)
+def test_a_packed_forward_asks_the_device_for_nothing(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch, architecture: str, task: str
+) -> None:
+    """A meta tensor has no values: whatever would wait for one raises."""
+    if task not in attention._TASKS[architecture]:
+        pytest.skip("not packed")
+    config = {"classifier_pooling": "mean"} if architecture in ("modernbert", "eurobert") else {}
+    if task == "embed":
+        folder = made_model(architecture)
+    else:
+        folder = made_model(architecture, HEAD, num_labels=3, **config)
+    engine = engine_of(folder, task, attention="packed", device="cpu")
+    engine.device, engine.model = torch.device("meta"), engine.model.to("meta")
+    with pytest.raises(NotImplementedError, match="meta tensor"):  # the rows' bounds, as a list
+        engine._forward(batch_of(7, 5, 2))
+    monkeypatch.setattr(attention, "_by_row", lambda query, *_: torch.empty_like(query))
+    for name, value in engine._forward(batch_of(7, 5, 2)).items():
+        assert value.is_meta
+        assert tuple(value.shape) == (3, *engine.task.answers[name].shape)
+
+
+def of_release(release: str) -> Any:
+    """A stand-in for `varlen_attn` with the keywords that a release of torch has."""
+
+    def windowed(q: Any, k: Any, v: Any, bounds: Any, scale: Any, window: Any, gqa: bool) -> Any:
+        assert gqa or q.shape[1] == k.shape[1], (
+            "the kernel wants as many heads of keys as of queries"
+        )
+        return attention._by_row(q, k, v, bounds, int(bounds.diff().max()), scale, window)
+
+    def varlen_2_10(
+        q: Any,
+        k: Any,
+        v: Any,
+        cu_q: Any,
+        cu_k: Any,
+        max_q: int,
+        max_k: int,
+        is_causal: bool = False,
+    ) -> Any:
+        return windowed(q, k, v, cu_q, None, (-1, 0) if is_causal else (-1, -1), False)
+
+    def varlen_2_11(
+        q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, *,
+        return_aux: Any = None, scale: float | None = None, window_size: Any = (-1, -1),
+    ) -> Any:  # fmt: skip
+        return windowed(q, k, v, cu_q, scale, window_size, False)
+
+    def varlen_2_12(
+        q: Any, k: Any, v: Any, cu_q: Any, cu_k: Any, max_q: int, max_k: int, *,
+        scale: float | None = None, window_size: Any = (-1, -1), enable_gqa: bool = False,
+    ) -> Any:  # fmt: skip
+        return windowed(q, k, v, cu_q, scale, window_size, enable_gqa)
+
+    return {"2.10": varlen_2_10, "2.11": varlen_2_11, "2.12": varlen_2_12}[release]
+
+
+@pytest.mark.parametrize("release", ["2.10", "2.11", "2.12"])
+@pytest.mark.parametrize("heads_of_keys", [2, 4])
+@pytest.mark.parametrize("scaling", [None, 0.3])
+@pytest.mark.parametrize("window", [(-1, -1), (-1, 0), (2, 2)])
+def test_the_kernel_is_called_as_each_release_of_torch_wants_it(
+    monkeypatch: pytest.MonkeyPatch,
+    release: str,
+    heads_of_keys: int,
+    scaling: float | None,
+    window: tuple[int, int],
+) -> None:
+    if release == "2.10" and window == (2, 2):
+        pytest.skip("it has no windows; `obstacle` says so")
+    kernel = of_release(release)
+    monkeypatch.setattr(attention, "varlen_attn", kernel)
+    monkeypatch.setattr(attention, "_KEYWORDS", frozenset(inspect.signature(kernel).parameters))
+    torch.manual_seed(0)
+    q, (k, v) = torch.randn(9, 4, 8), torch.randn(2, 9, heads_of_keys, 8)
+    bounds = torch.tensor([0, 6, 9], dtype=torch.int32)
+    expected = attention._by_row(q, k, v, bounds, 6, scaling, window)
+    found = attention._by_kernel(q, k, v, bounds, 6, scaling, window)
+    torch.testing.assert_close(found, expected)
+
+
+def test_the_kernel_of_this_release_has_the_keywords_that_it_is_given() -> None:
+    from torch.nn.attention.varlen import varlen_attn
+
+    parameters = list(inspect.signature(varlen_attn).parameters)
+    assert len(parameters[:7]) == 7, "three tensors, two bounds, two longest rows"
+    assert {"scale", "window_size", "is_causal"} & set(parameters)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "capability", "config", "why"),
+    [
+        (torch.bfloat16, (9, 0), {}, ""),
+        (torch.float16, (8, 0), {}, ""),
+        (torch.float32, (9, 0), {}, "it needs bfloat16 or float16, not float32"),
+        (torch.bfloat16, (7, 5), {}, "it needs compute capability 8.0, some GPU has less"),
+        (torch.bfloat16, (9, 0), {"num_attention_heads": 16}, "its heads are of 4, not"),
+    ],
+)
+def test_what_a_gpu_cannot_pack_is_known_before_it_is_tried(
+    made_model: Made,
+    monkeypatch: pytest.MonkeyPatch,
+    dtype: torch.dtype,
+    capability: tuple[int, int],
+    config: dict[str, Any],
+    why: str,
+) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
+    model = AutoModel.from_pretrained(made_model("bert", **config))
+    found = attention.obstacle(model, "embed", dtype, torch.device("cuda"))
+    assert found.startswith(why) and bool(found) == bool(why)

@@ -16,6 +16,7 @@ import torch
 
 from batchinfer.core import Batch, BatchBudget, ChunkId
 from batchinfer.engines import attention, local
+from batchinfer.engines.base import DeviceLostError
 from batchinfer.engines.local import LocalEngine, resolve_device, resolve_dtype
 from batchinfer.engines.models import describe
 from batchinfer.errors import ModelError, UsageError
@@ -236,6 +237,134 @@ def test_the_head_computes_its_logits_in_float32(made_model: Made) -> None:
     assert not torch.equal(logits, logits.bfloat16().float()), "they were rounded on the way"
 
 
+# The loop of a GPU, on a CPU that stands in for one --------------------------------------------
+
+
+class Arrival:
+    """An event that has happened when it is waited for; or that reports what failed after the launch."""
+
+    def __init__(self, error: Exception | None = None) -> None:
+        self.error = error
+
+    def synchronize(self) -> None:
+        if self.error is not None:
+            raise self.error
+
+
+@pytest.fixture
+def stand_in(made_model: Made, monkeypatch: pytest.MonkeyPatch) -> Any:
+    """An engine that takes itself to be on a GPU; `launched` and `landed` tell what happened when."""
+    engine: Any = engine_of(made_model("bert", HEAD, num_labels=3), device="cpu")
+    engine.log, engine.limit, engine.late_error = [], 10**9, None
+    engine.device_kind = "stand-in"
+
+    def launch(batch: Batch) -> Any:
+        engine.log.append(("launch", len(batch)))
+        if len(batch) * batch.max_length > engine.limit:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
+        engine.device = torch.device("cpu")
+        answers, fields = local._as_bytes(engine._forward(batch))
+        engine.device = torch.device("cuda")
+        return local._Flight(batch, answers.clone(), fields, Arrival(engine.late_error))
+
+    engine.device = torch.device("cuda")
+    monkeypatch.setattr(engine, "_launch", launch)
+    monkeypatch.setattr(engine, "recover", lambda: engine.log.append(("recover", 0)))
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda device: None)
+    return engine
+
+
+def test_answers_travel_as_bytes_and_land_as_they_were() -> None:
+    values = {
+        "label": torch.tensor([3, 1, 2], dtype=torch.int32),
+        "vector": torch.arange(6, dtype=torch.float32).view(3, 2).t().contiguous().t(),
+        "score": torch.tensor([0.5, 0.25, 1.0]),
+    }
+    with torch.inference_mode():
+        data, fields = local._as_bytes({name: value.clone() for name, value in values.items()})
+    landed = torch.empty(data.shape, dtype=torch.uint8).copy_(data)
+    arrival: Any = Arrival()
+    found = local._Flight(batch_of(1), landed, fields, arrival).land().values
+    assert list(found) == list(values)
+    for name, value in values.items():
+        assert found[name].dtype == value.numpy().dtype
+        np.testing.assert_array_equal(found[name], value.numpy())
+
+
+def test_the_next_batches_are_launched_before_one_is_landed(stand_in: Any) -> None:
+    batches = [batch_of(*[6 - i] * (6 - i)) for i in range(6)]
+    expected = [stand_in._launch(batch).land().values for batch in batches]
+    stand_in.log.clear()
+    order = []
+    for batch, answers in stand_in.stream(batches):
+        order.append((len(batch), len(stand_in.log)))
+        for name, value in answers.values.items():
+            np.testing.assert_array_equal(value, expected[6 - len(batch)][name])
+    assert order == [(6, 3), (5, 4), (4, 5), (3, 6), (2, 6), (1, 6)]
+
+
+def test_an_empty_batch_passes_through_a_gpu_in_its_turn(stand_in: Any) -> None:
+    answered = list(stand_in.stream([batch_of(4, 3), batch_of(), batch_of(2)]))
+    assert [len(batch) for batch, _ in answered] == [2, 0, 1]
+    assert answered[1][1].values["label"].shape == (0,)
+
+
+def test_a_gpu_short_of_memory_lands_what_flies_and_then_splits(stand_in: Any) -> None:
+    batches = [batch_of(2, 2), *(batch_of(*[4] * 8) for _ in range(3))]
+    expected = [stand_in._launch(batch).land().values["score"] for batch in batches]
+    stand_in.log.clear()
+    stand_in.limit = 16
+    answered = list(stand_in.stream(batches))
+    sizes = [size for what, size in stand_in.log if what == "launch"]
+    assert sizes[:3] == [2, 8, 8], "launched, and once more with the GPU to itself"
+    assert sizes.count(8) == 2, "what did not fit is not tried again"
+    assert len(answered[0][0]) == 2, "what was under way came in first"
+    found = np.concatenate([answers.values["score"] for _, answers in answered])
+    np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-6)
+    split = [index for index, (batch, _) in enumerate(answered) if batch.max_length == 4]
+    assert len(split) >= 6 and all(answers.error is None for _, answers in answered)
+
+
+def test_a_row_too_large_for_the_memory_gets_the_error_and_its_neighbours_answers(
+    stand_in: Any,
+) -> None:
+    stand_in.limit = 8
+    answered = list(stand_in.stream([batch_of(9, 2, 2), batch_of(3)]))
+    errors = {batch.max_length: answers.error for batch, answers in answered}
+    assert errors[9].startswith("OutOfMemoryError: CUDA out of memory")
+    assert errors[2] is None and errors[3] is None
+
+
+def test_an_error_that_shows_after_the_launch_means_that_the_gpu_is_lost(stand_in: Any) -> None:
+    stand_in.late_error = RuntimeError("CUDA error: an illegal memory access was encountered")
+    with pytest.raises(DeviceLostError, match="stand-in failed: .*illegal memory access"):
+        list(stand_in.stream([batch_of(4, 3), batch_of(2)]))
+
+
+def test_an_error_at_the_launch_is_a_rows_fault_only_while_the_gpu_answers(
+    stand_in: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    launch = stand_in._launch
+
+    def stumble(batch: Batch) -> Any:
+        if (batch.fields["input_ids"] == 9).any():
+            raise RuntimeError("CUBLAS_STATUS_EXECUTION_FAILED")
+        return launch(batch)
+
+    monkeypatch.setattr(stand_in, "_launch", stumble)
+    answered = list(stand_in.stream([batch_of(3, 2, 2), batch_of(2, first=30)]))
+    assert [answers.error is not None for _, answers in answered].count(True) == 1
+
+    def lost(device: Any) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered")
+
+    monkeypatch.setattr(torch.cuda, "synchronize", lost)
+    with pytest.raises(DeviceLostError, match="CUBLAS_STATUS_EXECUTION_FAILED"):
+        list(stand_in.stream([batch_of(3, 2, 2)]))
+
+
+# On a GPU --------------------------------------------------------------------------------------
+
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 
 
@@ -289,20 +418,19 @@ def test_the_loop_of_a_gpu_never_waits_for_it(made_model: Made) -> None:
         (made_model("modernbert"), "embed"),
         (made_model("roberta", HEAD, num_labels=3), "classify"),
     ]:
-        for how in ("packed", "sdpa"):
-            engine = gpu_engine(folder, task, attention=how)
-            batches = [batch_of(*[9] * 8, 5, 4, 3).pin_memory() for _ in range(6)]
-            list(engine.stream(batches))  # the first call of a kernel may set things up
-            torch.cuda.set_sync_debug_mode("error")
-            try:
-                flights = [engine._launch(batch) for batch in batches]
-                answered = list(engine.stream(batches))
-            finally:
-                torch.cuda.set_sync_debug_mode("default")
-            assert all(answers.error is None for _, answers in answered), "a wait was an error"
-            for flight, (_, answers) in zip(flights, answered, strict=True):
-                for name, value in flight.land().values.items():
-                    np.testing.assert_array_equal(value, answers.values[name])
+        engine = gpu_engine(folder, task, attention="packed")
+        batches = [batch_of(*[9] * 8, 5, 4, 3).pin_memory() for _ in range(6)]
+        list(engine.stream(batches))  # the first call of a kernel may set things up
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            flights = [engine._launch(batch) for batch in batches]
+            answered = list(engine.stream(batches))
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+        assert all(answers.error is None for _, answers in answered), "a wait was an error"
+        for flight, (_, answers) in zip(flights, answered, strict=True):
+            for name, value in flight.land().values.items():
+                np.testing.assert_array_equal(value, answers.values[name])
 
 
 @pytest.mark.gpu
