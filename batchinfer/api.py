@@ -96,8 +96,9 @@ def infer(
 
 #: Settings of RunConfig that mean something for texts in memory.
 SETTINGS = (
-    "revision", "trust_remote_code", "task", "engine", "dtype", "max_length", "text_column",
-    "text_pair_column", "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows",
+    "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
+    "text_column", "text_pair_column", "output_prefix", "device", "attention", "max_batch_tokens",
+    "max_batch_rows",
 )  # fmt: skip
 
 

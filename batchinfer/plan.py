@@ -276,8 +276,9 @@ def _config_from_json(document: dict[str, Any]) -> RunConfig:
         detail = error.errors()[0]
         raise ValueError(f"config {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
     _require(config.engine in ("local", "fake"), "config engine: not resolved")
-    _require(config.task != "auto" and config.dtype != "auto", "config task or dtype: not resolved")
-    _require(None not in (config.max_length, config.chunk_rows), "config: a size is not resolved")
+    _require(config.dtype != "auto", "config dtype: not resolved")
+    _require(config.max_length is not None, "config max_length: not resolved")
+    _require(config.chunk_rows is not None, "config chunk_rows: not resolved")
     return config
 
 

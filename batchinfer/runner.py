@@ -109,7 +109,10 @@ def resume(
                 _require_consent(plan, consents)
                 check_schemas(plan)
                 work.plan = check_inputs(plan, work.shards)
-                model, model_folder = describe_model(plan.config)
+                try:
+                    model, model_folder = describe_model(plan.config)
+                except UsageError as error:  # it could do what is asked when the job was planned
+                    raise JobMismatchError(f"{output}: the model changed: {error}") from None
                 if difference := first_difference(plan, dataclasses.replace(plan, model=model)):
                     raise JobMismatchError(
                         f"{output}: {difference}; start anew with another --output"

@@ -73,6 +73,7 @@ def read(segment: Segment, options: ReadOptions, chunk_rows: int, block_bytes: i
         try:
             for chunk in read_chunks(Span(segment, 0, Position(), None), chunk_rows, options):
                 assert chunk.num_rows == chunk_rows or chunk.ends_segment
+                assert chunk.num_rows or chunk.id.chunk == 0, "no chunk without rows behind others"
                 errors += [(len(rows) + row, why) for row, why in sorted(chunk.errors.items())]
                 rows += map(repr, chunk.table.to_pylist())
         except BatchInferError as error:
@@ -100,6 +101,8 @@ def segment_of(path: Path, kind: str, compression: str = "") -> Segment:
     limit=st.sampled_from([40, 1 << 20]),
     header=st.booleans(),
 )
+@example(b"\r\r\n", "csv", "utf-8", 1 << 20, True)
+@example(b"text\na\n\r\r\n", "csv", "utf-8", 1 << 20, True)
 @example(b"\xff" * 9, "jsonl", "utf-16", 1 << 20, True)
 @example(b"a\n" * 9, "csv", "utf-32", 1 << 20, False)
 def test_any_bytes_give_the_same_rows_in_any_chunks_and_blocks(
@@ -246,7 +249,7 @@ def bomb(suffix: str, unit: bytes, mebibytes: int) -> bytes:
 
 
 #: A line of zeros so long; bz2 and xz take 8 s of a processor for a gigabyte.
-SIZES = {"gz": 1024, "zst": 1024, "bz2": 128, "xz": 128}
+SIZES = {"gz": 1024, "zst": 1024, "bz2": 64, "xz": 64}
 
 
 @pytest.mark.parametrize("suffix", sorted(SIZES))
@@ -265,13 +268,13 @@ def test_a_line_of_a_gigabyte_out_of_a_small_file_is_one_error_row(
 
 def test_a_million_rows_out_of_a_small_file_stay_flat(usual_peak: int, tmp_path: Path) -> None:
     path = tmp_path / "bomb.jsonl.zst"
-    path.write_bytes(bomb("zst", b'{"text":"a"}\n\n{}\n', 16))
+    path.write_bytes(bomb("zst", b'{"text":"a"}\n\n{}\n', 8))
     assert path.stat().st_size < 1 << 14
     peak = peak_of_run(tmp_path, path.name, "--max-length", "8", code=65)
     assert peak < usual_peak + 150
     table = read_output(tmp_path / "out").select(["_row", "_error"])
-    rows = ((8 << 20) // 17) * 2 * 2 + 2
-    assert table["_row"].to_pylist() == list(range(rows)) and rows > 1_000_000 * 0.9
+    rows = ((8 << 20) // 17) * 2 + 2
+    assert table["_row"].to_pylist() == list(range(rows)) and rows > 980_000
 
 
 @pytest.mark.parametrize("kind", ["jsonl", "csv"])
@@ -385,7 +388,7 @@ def test_links_that_lead_in_circles_are_one_line(tmp_path: Path) -> None:
         assert "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"a b", b"-out", b"[x]*", "日本".encode()])
+@pytest.mark.parametrize("name", [b"caf\xe9", b"a\nb", b"-o [x]*"])
 def test_a_run_folder_of_any_name_is_written_and_resumed(name: bytes, tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_bytes(GOOD * 3)
     command = [os.fsencode(sys.executable), b"-m", b"batchinfer"]

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import termios
+import threading
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -21,6 +22,8 @@ from typing import Any
 
 import pytest
 
+from batchinfer.errors import Interrupted
+from batchinfer.writers.run_folder import RunFolder
 from tests.conftest import read_output, shard_bytes
 
 NUM_ROWS = 80
@@ -145,7 +148,7 @@ def test_a_signal_stops_with_75_and_a_resume_ends_in_the_same_bytes(
     assert_right(folder, whole)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_second_signal_leaves_at_once_with_128_and_its_number(
     number: signal.Signals, folder: Path, whole: dict[str, bytes]
 ) -> None:
@@ -172,6 +175,18 @@ def test_a_signal_before_the_first_row_stops_with_nothing_lost(
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 75, stderr
+    assert_right(folder, whole)
+
+
+def test_a_signal_to_all_processes_of_a_run_stops_it(folder: Path, whole: dict[str, bytes]) -> None:
+    """As batch schedulers cancel a step: the loader processes are told too."""
+    job = [argument if argument != "0" else "1" for argument in JOB]
+    process = start(folder, *job, start_new_session=True)
+    wait_for_a_shard(folder, process)
+    os.killpg(process.pid, signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 75, stderr
+    assert_one_line(stderr, "batchinfer resume")
     assert_right(folder, whole)
 
 
@@ -281,15 +296,14 @@ def unshare() -> list[str]:
     return through
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_process_1_stops_like_any_other(
-    number: signal.Signals, unshare: list[str], folder: Path, whole: dict[str, bytes]
+    unshare: list[str], folder: Path, whole: dict[str, bytes]
 ) -> None:
     process = start(folder, through=unshare)
     wait_for_a_shard(folder, process)
     assert json.loads((folder / "out" / "_batchinfer" / "holder.json").read_bytes())["pid"] == 1
     children = Path(f"/proc/{process.pid}/task/{process.pid}/children")
-    os.kill(int(children.read_text().split()[0]), number)
+    os.kill(int(children.read_text().split()[0]), signal.SIGTERM)
     _, stderr = process.communicate(timeout=30)
     assert process.returncode == 75, stderr
     assert_one_line(stderr, "batchinfer resume out")
@@ -379,7 +393,7 @@ def test_a_folder_that_turns_read_only_is_one_line(
 
 
 def test_of_two_that_start_at_once_one_wins(folder: Path, whole: dict[str, bytes]) -> None:
-    processes = [start(folder, seconds=0.1) for _ in range(2)]
+    processes = [start(folder, seconds=0.2) for _ in range(2)]
     told = [process.communicate(timeout=60)[1] for process in processes]
     codes = [process.returncode for process in processes]
     assert sorted(codes) == [0, 75], told
@@ -387,6 +401,17 @@ def test_of_two_that_start_at_once_one_wins(folder: Path, whole: dict[str, bytes
     assert_one_line(told[loser], f"pid {winner.pid} on {socket.gethostname()}")
     assert shard_bytes(folder / "out") == whole
     assert_right(folder, whole)
+
+
+def test_a_holder_that_has_just_got_the_lock_is_waited_for(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "out") as held:
+        holder = held.state / "holder.json"
+        name = holder.rename(tmp_path / "holder.json")
+        thread = threading.Timer(0.2, name.rename, [holder])
+        thread.start()
+        with pytest.raises(Interrupted, match=f"pid {os.getpid()} on"), RunFolder(held.path):
+            pass
+        thread.join()
 
 
 @pytest.mark.parametrize("arguments", [("resume", "out"), JOB])

@@ -57,7 +57,7 @@ class CsvReader(TextReader):
         self._unknown = [name for name in self._names if name not in known]
 
     def is_blank(self, line: bytes) -> bool:
-        return not line or line == b"\r"
+        return _is_blank(line)
 
     def take(self, num_rows: int) -> Rows:
         first_row = self._row
@@ -230,6 +230,11 @@ class _Run:
         return size
 
 
+def _is_blank(line: bytes) -> bool:
+    """Whether the parser takes a line for no record at all."""
+    return not line.strip(b"\r")
+
+
 def _decode(lines: Sequence[bytes]) -> tuple[bool, list[str]]:
     """Whether the lines are UTF-8; and each as text with its line end."""
     data = b"\n".join([*lines, b""])
@@ -278,7 +283,7 @@ def read_header(file: InputFile, options: ReadOptions) -> Header:
     try:
         cursor = LineCursor(stream, Position())
         block = cursor.peek(_BATCH_LINES)
-        while block and not cursor.too_long and block[0] in (b"", b"\r"):
+        while block and not cursor.too_long and _is_blank(block[0]):
             cursor.advance(1)
             block = cursor.peek(_BATCH_LINES)
         if not block:

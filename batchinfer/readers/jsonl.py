@@ -19,7 +19,6 @@ from batchinfer.readers.columns import nulls
 from batchinfer.readers.conversion import checker, exact_record, json_array
 from batchinfer.readers.text import TextReader
 
-
 #: The standard library's parser, by which others will read `_rescued_data`, goes about as deep.
 MAX_RESCUED_DEPTH = 901
 _MARKS = re.compile(rb'"(?:[^"\\]|\\.)*"|[\[\]{}]')

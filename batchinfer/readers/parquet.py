@@ -36,13 +36,18 @@ UNREADABLE = (OSError, pa.ArrowException, ValueError, OverflowError, MemoryError
 
 def open_parquet(file: InputFile) -> pq.ParquetFile:
     """Open a file for streaming. Raises StorageError where its footer cannot be read."""
+    source: Any = file.path
     try:
-        # pyarrow takes no name that is not UTF-8, but reads an open file more slowly.
-        source = file.path if _is_unicode(file.path) else Path(file.path).open("rb")
+        if not _is_unicode(
+            file.path
+        ):  # which pyarrow cannot open; an open file it reads more slowly
+            source = Path(file.path).open("rb")  # noqa: SIM115 - the reader closes it
         return pq.ParquetFile(
             source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
         )
     except UNREADABLE as error:
+        if source is not file.path:
+            source.close()
         raise failure(file, error) from error
 
 

@@ -245,8 +245,17 @@ class RunFolder:
         return suspected
 
     def commit(self, name: str, content: memoryview) -> bool:
-        """Publish a shard under its final name; False: the same chunk was committed already."""
-        return publish(self._temporary_of(name), self.data / name, content)
+        """Publish a shard under its final name; False: the same chunk was committed already.
+
+        Raises StorageError where a damaged file has that name.
+        """
+        if publish(self._temporary_of(name), self.data / name, content):
+            return True
+        try:
+            read_footer(self.data / name)
+        except FooterError as error:
+            raise StorageError(f"{error}; `batchinfer resume` sets it aside") from None
+        return False
 
     def replace(self, name: str, content: memoryview) -> None:
         """Put a shard in the place of the one that stands; `_SUCCESS` must have been taken back."""
@@ -279,7 +288,9 @@ class RunFolder:
 
     def finish(self, shards: Mapping[ChunkId, Shard]) -> None:
         """Write _SUCCESS; the caller has seen that no chunk is pending. Checks the listing of data/."""
-        for chunk in self.attempts.marked():  # a run died after its commit, before it took the mark away
+        for (
+            chunk
+        ) in self.attempts.marked():  # a run died after its commit, before it took the mark away
             self.attempts.end(chunk)
         if self.is_finished:
             return
