@@ -138,7 +138,13 @@ class _WorkerWatch:
             self._check()
 
     def _check(self) -> None:
-        if any(worker.exitcode not in (None, 0) for worker in self._workers):
+        codes = {worker.exitcode for worker in self._workers} - {None, 0}
+        if codes == {-signal.SIGTERM}:  # sent to the whole process group, as service managers do
+            raise Interrupted(
+                "the processes that read and tokenize were told to stop (SIGTERM); what is committed "
+                "stays: `batchinfer resume`"
+            )
+        if codes:
             raise Interrupted(
                 "a process that reads and tokenizes was killed (out of memory?); what is committed "
                 "stays: `batchinfer resume`, with fewer --workers or --workers 0"

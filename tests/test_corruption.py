@@ -459,3 +459,28 @@ def test_a_shard_that_was_written_again_without_its_seal_is_found(output: Path) 
     path = shard_path(output, 1)
     pq.write_table(pq.read_table(path, partitioning=None), path)
     assert files_of(verify(output)) == {path.name}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("num_errors", "x"), ("num_rows", -1), ("start", [0, "a", 0, 0]), ("next", [0, 1]),
+        ("next", 7), ("rescued", {"text": "many"}), ("rescued", []), ("ends_segment", 1),
+        ("digest", None), ("chunk", 1.5), ("revision", True), ("segment", 10**30),
+    ],
+)  # fmt: skip
+def test_a_forged_footer_is_one_line_and_never_believed(
+    field: str, value: Any, output: Path
+) -> None:
+    """A seal has no key, so that anybody can make one."""
+    shard = shard_path(output, 0)
+    file = pq.ParquetFile(shard)
+    document = json.loads(file.metadata.metadata[KEY])
+    document[field] = value
+    document["body"] = document["seal"] = "0" * 64
+    table = file.read().replace_schema_metadata({KEY: json.dumps(document).encode()})
+    sink = pa.BufferOutputStream()
+    pq.write_table(table, sink)
+    shard.write_bytes(seal(sink.getvalue()))
+    with pytest.raises(JobMismatchError, match="not written by this version"):
+        resume(output)

@@ -13,6 +13,8 @@ from batchinfer.plan import Plan
 from batchinfer.reporting.progress import duration
 
 ROW_ERRORS = 65
+#: Columns that a warning names; the JSON summary has all.
+MAX_NAMES = 10
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +88,10 @@ class RunReport:
         """What a reader of the output should know of, a line each."""
         lines = []
         if self.rescued:
-            counts = ", ".join(f"{name} ({count:,})" for name, count in self.rescued.items())
+            ranked = sorted(self.rescued.items(), key=lambda item: -item[1])
+            counts = ", ".join(f"{name} ({count:,})" for name, count in ranked[:MAX_NAMES])
+            if len(ranked) > MAX_NAMES:
+                counts += f", and {len(ranked) - MAX_NAMES:,} more columns"
             lines.append(f"values that fit no column's type went to _rescued_data: {counts}")
         if self.exit_code:
             lines.append(

@@ -121,6 +121,7 @@ def read_footer(path: Path) -> tuple[Shard, str]:
         raise FooterError(f"{path}: its footer is not what was written")
     try:
         document = json.loads(keys[KEY])
+        _check_types(document)
         shard = Shard(
             id=ChunkId(document["segment"], document["chunk"]),
             path=str(path),
@@ -137,13 +138,31 @@ def read_footer(path: Path) -> tuple[Shard, str]:
             revision=document["revision"],
         )
         plan_id = str(document["plan_id"])
-    except (KeyError, ValueError, TypeError):
+    except (KeyError, ValueError, TypeError, AttributeError):
         raise JobMismatchError(
             f"{path}: not written by this version of batchinfer; move it out of the run folder"
         ) from None
     if metadata.num_rows != shard.num_rows:
         raise FooterError(f"{path}: holds {metadata.num_rows} rows, says {shard.num_rows}")
     return shard, plan_id
+
+
+_WHOLE_NUMBERS = (
+    "revision", "segment", "chunk", "first_row", "num_rows", "num_errors", "num_tokens",
+    "num_truncated",
+)  # fmt: skip
+
+
+def _check_types(document: dict[str, Any]) -> None:
+    """A seal has no key: who can write into the folder can seal anything. Raises ValueError."""
+    numbers = [document[name] for name in _WHOLE_NUMBERS]
+    numbers += [*document["start"], *document["next"], *document["rescued"].values()]
+    if not all(type(number) is int and 0 <= number < 1 << 63 for number in numbers):
+        raise ValueError("a number is none")
+    if not len(document["start"]) == len(document["next"]) == len(Position._fields):
+        raise ValueError("a position has other parts")
+    if type(document["ends_segment"]) is not bool or not isinstance(document["digest"], str):
+        raise ValueError("a field has another type")
 
 
 def _read_bytes(path: Path) -> tuple[bytes, int]:
