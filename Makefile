@@ -5,7 +5,7 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types bench clean
+.PHONY: help demo test check format lint types faults bench clean
 
 help:  ## show the targets
 	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
@@ -37,6 +37,9 @@ lint: $(VENV)/.dev
 
 types: $(VENV)/.dev
 	@$(BIN)/mypy
+
+faults: $(VENV)/.dev  ## every kill, full disk and power cut there is; writes docs/faults.md (minutes)
+	@$(BIN)/python -m tests.faults.suite --all --report docs/faults.md
 
 bench: $(VENV)/.runtime  ## the pipeline without a model: rows a second, peak memory
 	@$(BIN)/python benchmarks/pipeline.py

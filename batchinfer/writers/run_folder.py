@@ -288,9 +288,8 @@ class RunFolder:
 
     def finish(self, shards: Mapping[ChunkId, Shard]) -> None:
         """Write _SUCCESS; the caller has seen that no chunk is pending. Checks the listing of data/."""
-        for (
-            chunk
-        ) in self.attempts.marked():  # a run died after its commit, before it took the mark away
+        # A run died after its commit, before it took the mark away.
+        for chunk in self.attempts.marked():
             self.attempts.end(chunk)
         if self.is_finished:
             return
