@@ -98,7 +98,7 @@ def test_every_flag_is_documented_and_has_help() -> None:
 
 
 def test_what_resume_may_change_is_documented() -> None:
-    paragraph = README.split("`resume OUT` needs none of them.")[1].split("##")[0]
+    paragraph = README.split("`resume OUT` needs none of them.")[1].split("\n\n")[0]
     free = {flag_name(name) for name in RunConfig.model_fields if knob_of(name)["free"]}
     assert set(re.findall(r"`(--[a-z-]+)`", paragraph)) == free
 
