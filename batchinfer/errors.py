@@ -50,6 +50,15 @@ def without_secrets(text: str) -> str:
     return text
 
 
+def one_line(error: object, limit: int = 300) -> str:
+    """What an error says, fit for a line and for other people's eyes: its type where it is silent.
+
+    Cut behind the cleaning, as half a secret has no form that is known.
+    """
+    text = " ".join(without_secrets(str(error)).split())
+    return text[:limit] or type(error).__name__
+
+
 def _secrets_of_environment() -> list[str]:
     found = {
         value
