@@ -20,6 +20,7 @@ from batchinfer.core import (
     Chunk,
     ChunkId,
     Position,
+    is_unicode,
 )
 from batchinfer.engines import create_encoder, create_engine, describe_model, resolve_dtype
 from batchinfer.errors import UsageError
@@ -129,18 +130,10 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
                 if not isinstance(value, str):
                     errors.setdefault(row, f"no text: column '{name}' holds {type(value).__name__}")
                     values[row] = None
-                elif not _is_unicode(value):
+                elif not is_unicode(value):
                     errors.setdefault(row, f"column '{name}' holds half a surrogate pair")
                     values[row] = None
             arrays.append(pa.array(values, pa.large_string()))
         arrays.append(pa.nulls(len(part), pa.string()))
         table = pa.table(arrays, names=[SOURCE, ROW, *columns, RESCUED])
         yield Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True

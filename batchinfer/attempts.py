@@ -17,6 +17,8 @@ from pathlib import Path
 from batchinfer.core import ChunkId, parse_shard_name, shard_name
 
 _PREFIX = "attempt-"
+#: What has a mark's name already may be a stranger's: no link is followed, no FIFO waited for.
+_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +33,7 @@ class Attempts:
 
     @contextmanager
     def loading(self, chunk: ChunkId) -> Iterator[None]:
-        """Mark a chunk while it is read and tokenized."""
+        """Mark a chunk while it is tokenized."""
         self.begin(chunk)
         try:
             yield
@@ -42,13 +44,18 @@ class Attempts:
         """Mark a chunk as under way."""
         if self.folder is not None:
             with suppress(OSError):
-                os.close(os.open(self._path(self.folder, chunk), os.O_WRONLY | os.O_CREAT, 0o666))
+                os.close(os.open(self._path(self.folder, chunk), _FLAGS, 0o666))
 
     def end(self, chunk: ChunkId) -> None:
         """Take the mark of a chunk away."""
         if self.folder is not None:
             with suppress(OSError):
                 os.unlink(self._path(self.folder, chunk))
+
+    def clear(self) -> None:
+        """Take all marks away."""
+        for chunk in self.marked():
+            self.end(chunk)
 
     def marked(self) -> set[ChunkId]:
         """The chunks that are marked."""

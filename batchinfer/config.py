@@ -20,7 +20,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
 
-from batchinfer.errors import UsageError
+from batchinfer.errors import UsageError, one_line
 
 ENV_PREFIX = "BATCHINFER_"
 
@@ -90,9 +90,11 @@ _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?
 
 
 def _seconds(value: Any) -> Any:
-    """Seconds from 90, 45s, 30m, 2h, 1h30m, 1d."""
+    """Seconds from 90, 45s, 30m, 2h, 1h30m, 1d; None from none."""
     if not isinstance(value, str):
         return value
+    if value == "none":
+        return None
     found = _DURATION.fullmatch(value.strip())
     if not found or not any(found.groups()):
         raise ValueError("should be a time such as 45s, 30m, 2h or 1h30m")
@@ -312,11 +314,11 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}") from None
     except yaml.YAMLError as error:
-        raise UsageError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from None
+        raise UsageError(f"{path}: not valid YAML: {one_line(error)}") from None
     except RecursionError:
         raise UsageError(f"{path}: not valid YAML: nested too deeply") from None
     except (ValueError, AttributeError) as error:  # a date of month 13, an !!int that is none
-        reason = " ".join(str(error).split())[:100]
+        reason = one_line(error, 100)
         raise UsageError(f"{path}: not valid YAML: a value cannot be read: {reason}") from None
     if document is None:
         return {}, {}

@@ -83,14 +83,15 @@ class ChunkId(NamedTuple):
 class Span:
     """Chunks [first, stop) of a segment that are to be answered; `stop` None: to the segment's end.
 
-    `rows`: of a span of one chunk, only these rows (of the chunk) are to be answered; None: all.
+    `rows`: by chunk number, the only rows (counted in the chunk) that are to be answered; chunks that
+    it does not name are passed over. None: all rows of all chunks.
     """
 
     segment: Segment
     first: int
     start: Position
     stop: int | None
-    rows: tuple[int, ...] | None = None
+    rows: Mapping[int, tuple[int, ...]] | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -316,6 +317,15 @@ def ordinal(number: int) -> str:
     return chr(ord("a") + len(digits) - 7) + digits
 
 
+def is_unicode(text: str) -> bool:
+    """Whether a text can be written as UTF-8: half a surrogate pair cannot."""
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
 def shard_name(chunk: ChunkId) -> str:
     """The file name of a chunk's shard; names sort in input order."""
     return f"part-{ordinal(chunk.segment)}-{ordinal(chunk.chunk)}.parquet"
@@ -351,3 +361,31 @@ def pending_spans(segments: Iterable[Segment], shards: Mapping[ChunkId, Shard]) 
             first, start, ended = shard.id.chunk + 1, shard.next, shard.ends_segment
         if not ended:
             yield Span(segment, first, start, None)
+
+
+def retry_spans(
+    segments: Sequence[Segment],
+    shards: Mapping[ChunkId, Shard],
+    failed: Mapping[ChunkId, tuple[int, ...]],
+) -> Iterator[Span]:
+    """Yield the failed rows (by chunk; counted in it), in input order.
+
+    A chunk is a span of its own, as its shard says where it starts. But a compressed file is
+    decompressed up to there: those of one segment are a single span.
+    """
+    last: Span | None = None
+    for chunk in sorted(failed):
+        segment, rows = segments[chunk.segment], {chunk.chunk: failed[chunk]}
+        if (
+            last is not None
+            and last.segment.index == segment.index
+            and any(file.compression for file in segment.files)
+        ):
+            rows = {**(last.rows or {}), **rows}
+            last = Span(segment, last.first, last.start, chunk.chunk + 1, rows)
+            continue
+        if last is not None:
+            yield last
+        last = Span(segment, chunk.chunk, shards[chunk].start, chunk.chunk + 1, rows)
+    if last is not None:
+        yield last

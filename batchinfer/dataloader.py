@@ -10,7 +10,7 @@ import multiprocessing
 import signal
 import threading
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
 from types import FrameType
@@ -18,11 +18,11 @@ from typing import Any, Self
 
 from torch.utils.data import DataLoader, IterableDataset
 
-from batchinfer.children import settle_child
+from batchinfer.children import hold_signals, settle_child
 from batchinfer.core import LoadedChunk, Span
 from batchinfer.errors import BatchInferError, Interrupted
 from batchinfer.lean import spare_pandas
-from batchinfer.loader import Loader
+from batchinfer.loader import Loader, LoaderKilledError
 
 #: Chunks kept ready hold about this much input in all (but one a worker is always kept ready).
 PREFETCH_BYTES = 512 << 20
@@ -56,7 +56,7 @@ class SpanDataset(IterableDataset[LoadedChunk | BatchInferError]):
 
 def stream_from_workers(
     loader: Loader, spans: Sequence[Span], *, workers: int, pin_memory: bool, chunk_bytes: int
-) -> Iterator[LoadedChunk]:
+) -> Generator[LoadedChunk]:
     """Yield the chunks of all spans as the workers have them ready."""
     if not spans:
         return
@@ -114,7 +114,7 @@ class _WorkerWatch:
     def iterate(self, items: DataLoader[Any]) -> Iterator[Any]:
         """Yield what the workers send. Raises Interrupted where one of them was killed."""
         others = set(multiprocessing.active_children())
-        with _no_advice():
+        with _no_advice(), hold_signals():
             iterator = iter(items)  # starts the workers, and sets DataLoader's handler
         self._workers = [w for w in multiprocessing.active_children() if w not in others]
         if self._before is not None:
@@ -145,7 +145,7 @@ class _WorkerWatch:
                 "stays: `batchinfer resume`"
             )
         if codes:
-            raise Interrupted(
+            raise LoaderKilledError(
                 "a process that reads and tokenizes was killed (out of memory?); what is committed "
                 "stays: `batchinfer resume`, with fewer --workers or --workers 0"
             )

@@ -27,8 +27,9 @@ _SECRET_FORMS = (
     (re.compile(r"(?<=://)[^\s/@]+@"), f"{_HIDDEN}@"),  # https://user:password@host
     (
         re.compile(
-            r"([?&][^\s=&]*(?:token|key|secret|signature|password|credential|auth|sig)[^\s=&]*=)"
-            r"[^\s&\"'\\]+",
+            # Names are short: without a limit, a long text of `?` would be gone through for each of them.
+            r"([?&][^\s=&]{0,64}(?:token|key|secret|signature|password|credential|auth|sig)"
+            r"[^\s=&]{0,64}=)[^\s&\"'\\]+",
             re.IGNORECASE,
         ),
         rf"\1{_HIDDEN}",
@@ -50,10 +51,10 @@ def without_secrets(text: str) -> str:
     return text
 
 
-def one_line(error: object, limit: int = 300) -> str:
-    """What an error says, fit for a line and for other people's eyes: its type where it is silent.
+def one_line(error: BaseException, limit: int = 300) -> str:
+    """What a foreign error says, as one short line without secrets; its type where it says nothing.
 
-    Cut behind the cleaning, as half a secret has no form that is known.
+    It is cut when it is clean: half a secret would not be recognized.
     """
     text = " ".join(without_secrets(str(error)).split())
     return text[:limit] or type(error).__name__
@@ -73,10 +74,15 @@ def _secrets_of_environment() -> list[str]:
 class BatchInferError(Exception):
     """The base of every error that batchinfer raises on purpose.
 
-    The message is one line that says what, where, and what to do; it holds no secret.
+    The message is one line that says what, where, and what to do; it holds no secret. Where the three
+    are given apart it is `file: what; advice`, and who has another advice (verify) takes the parts.
     """
 
     exit_code = 1
+
+    def __init__(self, what: str, *, file: str = "", advice: str = "") -> None:
+        super().__init__((f"{file}: " if file else "") + what + (f"; {advice}" if advice else ""))
+        self.file, self.what, self.advice = file, without_secrets(what), advice
 
     def __str__(self) -> str:
         return without_secrets(super().__str__())

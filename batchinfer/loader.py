@@ -7,15 +7,20 @@ own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from batchinfer.attempts import Attempts
 from batchinfer.batching import make_batches
 from batchinfer.core import BatchBudget, Chunk, LoadedChunk, Span
+from batchinfer.errors import Interrupted
 from batchinfer.readers import ReadOptions, read_chunks
 from batchinfer.tasks.base import Task
 from batchinfer.tokenization import Encoder
+
+
+class LoaderKilledError(Interrupted):
+    """A process that reads and tokenizes died by a signal that nobody sent to stop the run."""
 
 
 @dataclass(frozen=True)
@@ -32,9 +37,11 @@ class Loader:
     def load(self, span: Span) -> Iterator[LoadedChunk]:
         """Yield the chunks of a span in order, ready for the device."""
         for chunk in read_chunks(span, self.chunk_rows, self.options):
-            with self.attempts.loading(chunk.id):
-                loaded = self.prepare(chunk, span.rows)
-            yield loaded
+            if span.rows is None or chunk.id.chunk in span.rows:
+                rows = None if span.rows is None else span.rows[chunk.id.chunk]
+                with self.attempts.loading(chunk.id):
+                    loaded = self.prepare(chunk, rows)
+                yield loaded
 
     def prepare(self, chunk: Chunk, rows: tuple[int, ...] | None = None) -> LoadedChunk:
         """Tokenize a chunk, or these rows of it, and cut it into batches."""
@@ -47,7 +54,7 @@ class Loader:
         # The batches hold the tokens now; a second copy would travel to the device's process too.
         return LoadedChunk(chunk, dataclasses.replace(requests, fields={}), batches, rows)
 
-    def stream(self, spans: Iterable[Span]) -> Iterator[LoadedChunk]:
+    def stream(self, spans: Iterable[Span]) -> Generator[LoadedChunk]:
         """Yield the chunks of all spans, in order, loaded in this process."""
         for span in spans:
             yield from self.load(span)

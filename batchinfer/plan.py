@@ -18,7 +18,7 @@ from pydantic import ValidationError
 
 from batchinfer.config import RunConfig, knob_of
 from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Segment
-from batchinfer.errors import JobMismatchError, StorageError, UsageError
+from batchinfer.errors import JobMismatchError, StorageError, UsageError, one_line
 from batchinfer.readers.base import ReadOptions
 from batchinfer.readers.listing import COMPRESSIONS, FORMATS
 
@@ -150,8 +150,9 @@ class Plan:
             intact = False
         if not intact:
             raise StorageError(
-                f"{path}: damaged: it is not what batchinfer wrote; restore it, or start again with "
-                "`batchinfer run` in another folder"
+                "damaged: it is not what batchinfer wrote",
+                file=path,
+                advice="restore it, or start again with `batchinfer run` in another folder",
             )
         written = document.get("format")
         if type(written) is int and written != FORMAT:
@@ -179,9 +180,9 @@ class Plan:
             TypeError,
             ValueError,
         ) as error:
-            reason = " ".join(str(error).split())[:100]
+            reason = f"{type(error).__name__}: {one_line(error, 100)}"
             raise JobMismatchError(
-                f"{path}: not written by this version of batchinfer ({type(error).__name__}: {reason}); "
+                f"{path}: not written by this version of batchinfer ({reason}); "
                 "resume with that version, or start anew with another --output"
             ) from None
         if plan_id != document.get("plan_id"):

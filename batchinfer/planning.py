@@ -6,8 +6,7 @@ Planning reads the listing, a sample of each input and the model's description; 
 from __future__ import annotations
 
 import dataclasses
-import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,17 +14,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.config import RunConfig, did_you_mean
-from batchinfer.core import (
-    BOOKKEEPING,
-    ChunkId,
-    ModelSpec,
-    Position,
-    Segment,
-    Shard,
-    Span,
-)
+from batchinfer.core import BOOKKEEPING, ModelSpec, Position, Segment
 from batchinfer.engines import describe_model, resolve_dtype
-from batchinfer.errors import JobMismatchError, UsageError
+from batchinfer.errors import JobMismatchError, UsageError, one_line
 from batchinfer.plan import Plan
 from batchinfer.readers import (
     ReadOptions,
@@ -33,10 +24,8 @@ from batchinfer.readers import (
     inspect_inputs,
     list_inputs,
     open_reader,
-    read_chunks,
 )
 from batchinfer.tasks import create_task
-from batchinfer.writers.run_folder import describe_segment
 from batchinfer.writers.shard import output_schema
 
 #: A chunk is what a kill costs at most and what the length sort sees: 16 k rows sort as well as all.
@@ -105,61 +94,6 @@ def check_schemas(plan: Plan) -> None:
         raise JobMismatchError(
             f"{plan.config.output}: its plan.json contradicts itself: not written by batchinfer; start "
             "anew with another --output"
-        )
-
-
-def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
-    """Compare the inputs with what they were when the job was planned.
-
-    A file that was only touched (same size, another time) is read again where shards were committed
-    from it, and the plan that is returned knows its new time. Raises JobMismatchError for a file that
-    was appended to, edited, replaced or removed.
-    """
-    segments = []
-    for segment in plan.segments:
-        files = []
-        for file in segment.files:
-            try:
-                found = os.stat(file.path)
-            except OSError as error:
-                raise JobMismatchError(
-                    f"{file.path}: was there when the job was planned and cannot be read now "
-                    f"({error.strerror}); put it back, or start anew with another --output"
-                ) from None
-            if found.st_size != file.size:
-                raise JobMismatchError(
-                    f"{file.path}: changed since the job was planned ({file.size:,} bytes then, "
-                    f"{found.st_size:,} now); start anew with another --output"
-                )
-            files.append(dataclasses.replace(file, mtime_ns=found.st_mtime_ns))
-        segments.append(dataclasses.replace(segment, files=tuple(files)))
-    checked = dataclasses.replace(plan, segments=tuple(segments))
-    for before, after in zip(plan.segments, checked.segments, strict=True):
-        if before != after:
-            _check_digests(checked, after, shards)
-    return checked
-
-
-def _check_digests(plan: Plan, segment: Segment, shards: Mapping[ChunkId, Shard]) -> None:
-    """Read the rows of a segment's committed shards again, and compare what they were made from."""
-    wanted = {
-        chunk.chunk: shard for chunk, shard in shards.items() if chunk.segment == segment.index
-    }
-    if not wanted:
-        return
-    span = Span(segment, first=0, start=Position(), stop=max(wanted) + 1)
-    for chunk in read_chunks(span, plan.chunk_rows, plan.read_options):
-        shard = wanted.pop(chunk.id.chunk, None)
-        found = (chunk.digest, chunk.next, chunk.ends_segment)
-        if shard is not None and found != (shard.digest, shard.next, shard.ends_segment):
-            raise JobMismatchError(
-                f"{describe_segment(segment)}: changed since rows of it were answered (they differ from "
-                f"row {chunk.id.chunk * plan.chunk_rows:,} on); start anew with another --output"
-            )
-    if wanted:
-        raise JobMismatchError(
-            f"{describe_segment(segment)}: changed since rows of it were answered (it has fewer rows "
-            "now); start anew with another --output"
         )
 
 
@@ -247,10 +181,9 @@ def _output_schema(config: RunConfig, spec: ModelSpec, kept: list[pa.Field[Any]]
         try:
             pq.write_table(pa.schema([field]).empty_table(), pa.BufferOutputStream())
         except pa.ArrowException as error:
-            reason = " ".join(str(error).split())
             raise UsageError(
-                f"column '{field.name}' ({field.type}) cannot be written to Parquet ({reason}); leave "
-                "it out with --keep"
+                f"column '{field.name}' ({field.type}) cannot be written to Parquet "
+                f"({one_line(error)}); leave it out with --keep"
             ) from None
     return output_schema(kept, added)
 

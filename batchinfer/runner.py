@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.config import RunConfig, flag_name
-from batchinfer.core import ChunkId, Shard, Span
+from batchinfer.core import ChunkId, Shard, Span, retry_spans
 from batchinfer.engines import describe_model
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.inputs import check_inputs
 from batchinfer.plan import Plan, first_difference
-from batchinfer.planning import check_inputs, check_schemas, make_plan
+from batchinfer.planning import check_schemas, make_plan
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.worker import StopSignal, Worker
@@ -103,7 +104,7 @@ def resume(
                 stop.set_by(plan.config.deadline)
             work = _Work(folder, plan, folder.shards(plan, read_pages=verify))
             if retry_errors:
-                work.failed = folder.failed(plan, work.shards)
+                work.failed = folder.failed(work.shards)
             model_folder = None
             if work.left:
                 _require_consent(plan, consents)
@@ -140,24 +141,27 @@ class _Work:
     folder: RunFolder
     plan: Plan
     shards: dict[ChunkId, Shard]
-    failed: dict[ChunkId, Span] = field(default_factory=dict)
+    failed: dict[ChunkId, tuple[int, ...]] = field(default_factory=dict)
     retried_rows: int = 0
     cured_rows: int = 0
 
     @property
     def left(self) -> list[Span]:
-        return [*self.folder.pending(self.plan, self.shards), *self.failed.values()]
+        return [
+            *self.folder.pending(self.plan, self.shards),
+            *retry_spans(self.plan.segments, self.shards, self.failed),
+        ]
 
     @property
     def rows_done(self) -> int:
         rows = sum(shard.num_rows for shard in self.shards.values())
-        return rows - sum(len(span.rows or ()) for span in self.failed.values())
+        return rows - sum(map(len, self.failed.values()))
 
     def process(self, worker: Worker, spans: list[Span], *, isolated: bool) -> None:
         """Answer spans of what is left."""
         for shard in worker.process(self.folder, spans, self.rows_done, isolated=isolated):
-            if span := self.failed.pop(shard.id, None):
-                self.retried_rows += len(span.rows or ())
+            if rows := self.failed.pop(shard.id, None):
+                self.retried_rows += len(rows)
                 self.cured_rows += self.shards[shard.id].num_errors - shard.num_errors
             self.shards[shard.id] = shard
 

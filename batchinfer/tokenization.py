@@ -17,7 +17,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.core import Int32Array, Int64Array, Requests
-from batchinfer.errors import UsageError
+from batchinfer.errors import UsageError, one_line
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -212,7 +212,7 @@ class TextEncoder:
                 except BaseException as error:
                     if not _is_tokenizer_failure(error):
                         raise
-                    errors[i] = "the tokenizer failed: " + " ".join(str(error).split())[:300]
+                    errors[i] = f"the tokenizer failed: {one_line(error)}"
             encodings.append(encoding)
         return encodings
 

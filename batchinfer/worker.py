@@ -13,8 +13,9 @@ import logging
 import os
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from batchinfer.attempts import Attempts
 from batchinfer.core import (
     AnsweredChunk,
     Answers,
@@ -35,7 +37,7 @@ from batchinfer.core import (
 from batchinfer.engines import create_encoder, create_engine
 from batchinfer.engines.base import DeviceLostError, Engine
 from batchinfer.engines.supervised import SupervisedEngine
-from batchinfer.loader import Loader
+from batchinfer.loader import Loader, LoaderKilledError
 from batchinfer.plan import Plan
 from batchinfer.reporting.progress import Progress
 from batchinfer.reporting.report import Effort
@@ -116,7 +118,11 @@ class Worker:
             started = time.monotonic()
             if isolated:
                 self.engine = SupervisedEngine(
-                    self.task, config, self.model_folder, config.batch_timeout
+                    self.task,
+                    config,
+                    self.model_folder,
+                    timeout=config.batch_timeout,
+                    stopped=lambda: self.stop.out_of_time,
                 )
             else:
                 self.engine = create_engine(config, self.task, self.model_folder)
@@ -154,32 +160,30 @@ class Worker:
             )
         self._begin(folder, spans, rows_done)
         began, before = time.monotonic(), self.seconds
-        under_way: set[ChunkId] = set()
+        # The marks of suspected chunks stand already, and stay until each was looked into.
+        attempts = Attempts() if isolated else folder.attempts
+        is_suspicious = isolated
         try:
-            loaded = self._begun(self._load_ahead(engine, spans, folder), folder, under_way)
-            answered = answer(loaded, engine, self.progress, self.stop)
-            for shard in write_behind(writer.commit, self._counted(answered)):
-                folder.attempts.end(shard.id)
-                under_way.discard(shard.id)
-                self.seconds = before + time.monotonic() - began
-                yield shard
-        except DeviceLostError:
-            under_way.clear()  # their marks stay: one of them may be the cause
+            with (
+                closing(self._load_ahead(engine, spans, attempts, isolated=isolated)) as ahead,
+                closing(answer(_begun(ahead, attempts), engine, self.progress, self.stop)) as done,
+            ):
+                for shard in write_behind(writer.commit, self._counted(done)):
+                    folder.attempts.end(shard.id)
+                    self.seconds = before + time.monotonic() - began
+                    yield shard
+        except DeviceLostError as error:
+            is_suspicious = True
+            raise DeviceLostError(
+                f"{error}; `batchinfer resume` goes on, and finds out whether a row is the cause"
+            ) from error
+        except LoaderKilledError:
+            is_suspicious = True
             raise
         finally:
-            if not isolated:  # a suspicion that was not looked into stays
-                for chunk in under_way:
-                    folder.attempts.end(chunk)
+            if not is_suspicious:
+                folder.attempts.clear()  # also those of loader processes, which are gone by now
             self.progress.end()
-
-    def _begun(
-        self, chunks: Iterable[LoadedChunk], folder: RunFolder, under_way: set[ChunkId]
-    ) -> Iterator[LoadedChunk]:
-        """The chunks, each marked as it goes to the device."""
-        for loaded in chunks:
-            folder.attempts.begin(loaded.chunk.id)
-            under_way.add(loaded.chunk.id)
-            yield loaded
 
     def _counted(self, answered: Iterable[AnsweredChunk]) -> Iterator[AnsweredChunk]:
         for chunk in answered:
@@ -191,7 +195,8 @@ class Worker:
         plan = self.plan
         expected = plan.num_rows_estimate
         if all(span.rows is not None for span in spans):
-            expected = rows_done + sum(len(span.rows or ()) for span in spans)
+            rows = (rows for span in spans for rows in (span.rows or {}).values())
+            expected = rows_done + sum(map(len, rows))
         log.info(
             f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): about "
             f"{max(0, expected - rows_done):,} rows to answer, {plan.chunk_rows:,} a shard, into "
@@ -204,18 +209,18 @@ class Worker:
         self.progress.begin(rows_done=rows_done, rows_expected=expected)
 
     def _load_ahead(
-        self, engine: Engine, spans: Sequence[Span], folder: RunFolder
-    ) -> Iterator[LoadedChunk]:
+        self, engine: Engine, spans: Sequence[Span], attempts: Attempts, *, isolated: bool
+    ) -> Generator[LoadedChunk]:
         """Read, tokenize and batch: in this process, or in others that run ahead of the device."""
         plan = self.plan
         encoder: Encoder
-        if isinstance(engine, SupervisedEngine):
+        if isolated and isinstance(engine, SupervisedEngine):
             encoder, workers = engine, 0
         else:
             encoder = create_encoder(plan.config, plan.model, self.model_folder)
             workers = self._num_workers(spans)
         loader = Loader(
-            self.task, encoder, self.budget, plan.chunk_rows, plan.read_options, folder.attempts
+            self.task, encoder, self.budget, plan.chunk_rows, plan.read_options, attempts
         )
         log.debug(f"{workers or 'no'} processes read and tokenize ahead")
         if workers == 0:
@@ -267,9 +272,16 @@ class Worker:
         return max(1, min(MAX_WORKERS, len(spans), (os.cpu_count() or 1) // 2))
 
 
+def _begun(chunks: Iterable[LoadedChunk], attempts: Attempts) -> Iterator[LoadedChunk]:
+    """The chunks, each marked as it goes to the device."""
+    for loaded in chunks:
+        attempts.begin(loaded.chunk.id)
+        yield loaded
+
+
 def answer(
     chunks: Iterable[LoadedChunk], engine: Engine, progress: Progress, stop: StopSignal
-) -> Iterator[AnsweredChunk]:
+) -> Generator[AnsweredChunk]:
     """Yield each chunk when its last answer is in."""
     gathering: dict[ChunkId, _Gathering] = {}
 

@@ -1,7 +1,9 @@
 """batchinfer with a fake engine that certain rows are poison to: python -m tests.poison run …
 
 A text that holds one of the words below does that to the process that answers it. Child processes
-import this module as their main one, so that they are poisoned too.
+import this module as their main one, so that they are poisoned too. Variables of the environment make
+it slow: POISON_COLD, the seconds that a process takes for its first answer, and POISON_TOKENIZER, those
+that it takes for each chunk.
 """
 
 from __future__ import annotations
@@ -34,12 +36,16 @@ EFFECTS: dict[str, Callable[[], None]] = {
     "RAISE": fail,
 }
 IN_TOKENIZER = "TOKENIZER"
+NO_ROOM = "NOROOM"
 
 _answer, _encode = FakeEngine.answer, FakeEncoder.encode
 
 
 def answer(self: FakeEngine, batch: Batch) -> Answers:
+    time.sleep(float(os.environ.pop("POISON_COLD", "0")))
     texts = batch.fields["input_ids"].tobytes()
+    if NO_ROOM.encode() in texts and len(batch) > 1:
+        raise MemoryError
     for word, effect in EFFECTS.items():
         if word.encode() in texts:
             effect()
@@ -47,6 +53,8 @@ def answer(self: FakeEngine, batch: Batch) -> Answers:
 
 
 def encode(self: FakeEncoder, texts: Any, pairs: Any) -> Any:
+    if len(texts) > 1:
+        time.sleep(float(os.environ.get("POISON_TOKENIZER", "0")))
     if any(IN_TOKENIZER in text for text in texts.to_pylist()):
         die(signal.SIGABRT)
     return _encode(self, texts, pairs)

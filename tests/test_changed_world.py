@@ -149,6 +149,20 @@ def test_rows_that_were_not_answered_yet_may_be_edited(source: Path, tmp_path: P
     assert read_output(tmp_path / "out")["id"].to_pylist() == [*range(NUM_ROWS - 1), 43]
 
 
+def test_where_an_answered_chunk_begins_is_compared(tmp_path: Path) -> None:
+    """Its rows and the place behind them, in the next file, are the same; its first line is not."""
+    source = write_jsonl(tmp_path / "in" / "a.jsonl", rows(12))
+    write_jsonl(tmp_path / "in" / "b.jsonl", rows(10))
+    run(config(tmp_path / "in", tmp_path / "out"))
+    (tmp_path / "out" / "data" / "part-000000-000000.parquet").unlink()
+    size = source.stat().st_size
+    source.write_text(source.read_text().replace(", ", ",", 1).replace("\n", "\n\n", 1))
+    os.utime(source, (1, 1))
+    assert source.stat().st_size == size
+    with pytest.raises(JobMismatchError, match=r"a\.jsonl: changed .* from row 10 on"):
+        resume(tmp_path / "out")
+
+
 @pytest.mark.parametrize("change", [touch, edit_the_end, *CHANGES])
 def test_an_input_that_changes_under_way_stops_the_run_and_can_be_put_back(
     change: Callable[[Path], None], source: Path, whole: dict[str, bytes], tmp_path: Path
@@ -470,3 +484,15 @@ def test_a_clock_that_jumps_under_way_makes_no_difference(
     report = run(config(source, tmp_path / "out"))
     assert 0 <= report.seconds < 60, "durations are of the monotonic clock"
     assert shard_bytes(tmp_path / "out") == whole
+
+
+def test_an_input_that_has_become_a_pipe_is_refused_and_not_waited_for(tmp_path: Path) -> None:
+    source = tmp_path / "in.jsonl"
+    source.write_text("")
+    run(config(source, tmp_path / "out"))
+    for shard in (tmp_path / "out" / "data").iterdir():
+        shard.unlink()
+    source.unlink()
+    os.mkfifo(source)
+    with pytest.raises(JobMismatchError, match="no regular file any more"):
+        resume(tmp_path / "out")

@@ -98,6 +98,10 @@ def test_times_are_written_as_people_do(given: str | int, seconds: float) -> Non
     assert RunConfig.load({"deadline": given}, None, {}).deadline == seconds
 
 
+def test_no_time_is_written_none() -> None:
+    assert RunConfig.load({"batch_timeout": "none"}, None, {}).batch_timeout is None
+
+
 @pytest.mark.parametrize("given", ["", "2x", "h", "-5s", "0", "1m1h", "soon"])
 def test_what_is_no_time_is_told(given: str) -> None:
     with pytest.raises(UsageError, match="--deadline"):

@@ -7,12 +7,14 @@ from hypothesis import strategies as st
 
 from batchinfer.core import (
     ChunkId,
+    InputFile,
     Position,
     Segment,
     Shard,
     Span,
     parse_shard_name,
     pending_spans,
+    retry_spans,
     shard_name,
 )
 
@@ -77,3 +79,26 @@ def test_a_segment_whose_last_shard_is_there_is_complete() -> None:
 def test_a_missing_first_shard_is_read_from_the_segments_start() -> None:
     shards = {s.id: s for s in (shard(0, 1, ends=True),)}
     assert list(pending_spans([Segment(0, ())], shards)) == [Span(Segment(0, ()), 0, Position(), 1)]
+
+
+def test_failed_rows_of_a_compressed_segment_are_one_span() -> None:
+    """Each span would decompress the file from its start."""
+
+    def segment(index: int, compression: str) -> Segment:
+        file = InputFile(f"{index}", f"{index}", "jsonl", compression, size=1000, mtime_ns=0)
+        return Segment(index, (file,))
+
+    segments = [segment(0, ""), segment(1, "gz"), segment(2, "zst")]
+    chunks = [ChunkId(s, c) for s in range(3) for c in (1, 4, 7)]
+    shards = {chunk: shard(*chunk) for chunk in chunks}
+    spans = list(retry_spans(segments, shards, {chunk: (chunk.chunk,) for chunk in chunks}))
+    assert [(span.segment.index, span.first, span.stop, span.rows) for span in spans] == [
+        (0, 1, 2, {1: (1,)}),
+        (0, 4, 5, {4: (4,)}),
+        (0, 7, 8, {7: (7,)}),
+        (1, 1, 8, {1: (1,), 4: (4,), 7: (7,)}),
+        (2, 1, 8, {1: (1,), 4: (4,), 7: (7,)}),
+    ]
+    assert all(
+        span.start == shards[ChunkId(span.segment.index, span.first)].start for span in spans
+    )

@@ -20,7 +20,7 @@ import pytest
 from batchinfer import RunConfig, Verification, resume, run, verify
 from batchinfer.errors import BatchInferError, JobMismatchError
 from batchinfer.plan import Plan
-from batchinfer.writers.footer import KEY, FooterError, check_pages, read_footer, seal
+from batchinfer.writers.footer import KEY, FooterError, read_footer, read_pages, seal
 from tests.conftest import read_output, shard_bytes
 
 NUM_SHARDS = 5
@@ -156,7 +156,7 @@ def test_a_flip_of_any_byte_of_a_shard_is_seen(output: Path) -> None:
         path.write_bytes(damaged)
         try:
             read_footer(path)
-            check_pages(path)
+            read_pages(path)
         except FooterError:
             continue
         unseen.append(position)
@@ -296,7 +296,7 @@ def part(chunk: int) -> str:
         (foreign_parquet_as_a_shard, {part(2)}, "not written by this version of batchinfer"),
         (foreign_parquet_beside, {"extra.parquet"}, "not written by batchinfer"),
         (a_text_beside, {"notes.txt"}, "not written by batchinfer"),
-        (a_folder_as_a_shard, {part(9)}, "cannot be read"),
+        (a_folder_as_a_shard, {part(9)}, "no regular file"),
         (another_jobs_shard, {part(2)}, "another job"),
         (written_by_another_version, {part(2)}, "not written by this version"),
     ],

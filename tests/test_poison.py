@@ -9,11 +9,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
+from multiprocessing import Pipe
 from pathlib import Path
 
 import pyarrow as pa
 import pytest
 
+from batchinfer.engines import supervised
 from tests.conftest import ROOT, Cli, read_output, shard_bytes
 
 JOB = [
@@ -22,13 +24,14 @@ JOB = [
 ]  # fmt: skip
 
 
-def poisoned(*arguments: str, timeout: float = 90) -> subprocess.CompletedProcess[str]:
+def poisoned(*arguments: str, **environ: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         [sys.executable, "-m", "tests.poison", *arguments],
         cwd=ROOT,
+        env={**os.environ, **environ},
         capture_output=True,
         text=True,
-        timeout=timeout,
+        timeout=90,
     )
 
 
@@ -192,3 +195,121 @@ def test_markers_of_an_orderly_stop_are_taken_away(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, "-m", "tests.poison", *job], cwd=ROOT, env=environ)
     assert done.returncode == 75
     assert not list((output / "_batchinfer" / "tmp").iterdir())
+
+
+def test_where_every_row_kills_it_is_the_machine(tmp_path: Path) -> None:
+    every = dict.fromkeys(range(60), "SEGFAULT")
+    source, output = write_rows(tmp_path / "in.jsonl", every), tmp_path / "out"
+    assert poisoned("run", str(source), *JOB, "--output", str(output)).returncode < 0
+    done = poisoned("resume", str(output))
+    assert done.returncode == 69, done.stderr
+    assert "8 rows one after the other each killed its process (SIGSEGV)" in done.stderr
+    assert list((output / "_batchinfer" / "tmp").iterdir()), "the suspicion stands"
+
+
+def test_time_allowed_to_a_batch_is_that_of_a_warm_model(cli: Cli, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {7: "HANG"}), tmp_path / "out"
+    job = [*JOB, "--output", str(output), "--batch-timeout", "0.6s"]
+    assert poisoned("run", str(source), *job, POISON_COLD="0.8").returncode == 65
+    assert_only_these_fail(output, source, cli, tmp_path, {7: "more than 0.6 s"})
+
+
+def test_time_allowed_to_a_batch_is_not_that_of_tokenizing(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {}), tmp_path / "out"
+    job = [*JOB, "--output", str(output), "--batch-timeout", "0.5s"]
+    done = poisoned("run", str(source), *job, POISON_TOKENIZER="0.8")
+    assert done.returncode == 0, done.stderr
+    assert "halved" not in done.stderr
+
+
+def test_a_stop_is_heard_while_a_row_is_looked_for(tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", dict.fromkeys(range(10), "HANG"))
+    job = [*JOB, "--output", str(tmp_path / "out"), "--batch-timeout", "30s", "--deadline", "4s"]
+    started = time.monotonic()
+    done = poisoned("run", str(source), *job)
+    assert done.returncode == 75, done.stderr
+    assert time.monotonic() - started < 12  # the grace, and the starts of two processes
+
+
+@pytest.mark.parametrize("wait", [0.05, 0.15, 0.3])
+def test_ctrl_c_while_the_child_starts_is_an_orderly_stop(wait: float, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "SEGFAULT"}), tmp_path / "out"
+    assert poisoned("run", str(source), *JOB, "--output", str(output)).returncode < 0
+    resume = subprocess.Popen(
+        [sys.executable, "-m", "tests.poison", "resume", str(output)],
+        cwd=ROOT, stderr=subprocess.PIPE, text=True, start_new_session=True,
+    )  # fmt: skip
+    children = Path(f"/proc/{resume.pid}/task/{resume.pid}/children")
+    while len(children.read_text().split()) < 2:  # the resource tracker, and ours
+        time.sleep(0.002)
+    time.sleep(wait)
+    os.killpg(resume.pid, signal.SIGINT)
+    _, stderr = resume.communicate(timeout=30)
+    assert resume.returncode in (75, 65), stderr  # 65: the row was found within the grace
+    assert "Traceback" not in stderr
+    assert "loading the model" not in stderr
+
+
+def test_an_orderly_stop_takes_the_marks_of_loader_processes_away(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {}), tmp_path / "out"
+    job = ["run", str(source), *JOB, "--workers", "1", "--output", str(output)]
+    run = subprocess.Popen(
+        [sys.executable, "-m", "tests.poison", *job],
+        cwd=ROOT, env={**os.environ, "POISON_TOKENIZER": "5"}, start_new_session=True,
+    )  # fmt: skip
+    while not list((output / "_batchinfer" / "tmp").glob("attempt-*")):
+        time.sleep(0.01)
+    os.killpg(run.pid, signal.SIGTERM)
+    assert run.wait(timeout=30) == 75
+    assert not list((output / "_batchinfer" / "tmp").iterdir())
+
+
+def test_an_overwritten_job_leaves_no_suspicion(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {33: "SEGFAULT"}), tmp_path / "out"
+    job = ["run", str(source), *JOB, "--output", str(output)]
+    assert poisoned(*job).returncode < 0
+    write_rows(source, {})
+    done = poisoned(*job, "--overwrite")
+    assert done.returncode == 0, done.stderr
+    assert "without a word" not in done.stderr
+
+
+def test_what_the_child_logs_is_logged_by_its_parent(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {5: "NOROOM"}), tmp_path / "out"
+    job = [*JOB, "--quiet", "--output", str(output), "--batch-timeout", "30s"]
+    done = poisoned("run", str(source), *job)
+    assert done.returncode == 0, done.stderr
+    assert "out of memory" in done.stderr
+    assert all(" batchinfer: cpu: out of memory" in line for line in done.stderr.splitlines())
+
+
+def test_a_script_without_its_guard_is_told_of_it(tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {}), tmp_path / "out"
+    script = tmp_path / "script.py"
+    script.write_text(
+        "from batchinfer import RunConfig, run\n"
+        f"run(RunConfig(inputs={str(source)!r}, output={str(output)!r}, engine='fake', workers=0,\n"
+        "    batch_timeout='5s'))\n"
+    )
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 1
+    assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+def test_a_child_that_dies_in_the_middle_of_its_reply_has_died() -> None:
+    ours, theirs = Pipe()
+    os.write(theirs.fileno(), b"\0\0\1\0half a message")
+    theirs.close()
+
+    class Dead:
+        exitcode = -9
+        sentinel = os.dup(ours.fileno())
+
+        def join(self, timeout: float | None = None) -> None: ...
+
+        def is_alive(self) -> bool:
+            return False
+
+    child = object.__new__(supervised._Child)
+    child._pipe, child._process, child._stopped = ours, Dead(), lambda: False  # type: ignore[assignment]
+    assert child._receive(None) == (None, "killed its process (SIGKILL)")

@@ -30,7 +30,7 @@ LAYERS = (
     ("engines", "reporting", "writers"),
     ("loader",),
     ("dataloader",),
-    ("worker", "planning"),
+    ("inputs", "worker", "planning"),
     ("runner", "api", "verification"),
     ("cli",),
     ("__init__", "__main__"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 from collections.abc import Iterator
 from pathlib import Path
@@ -86,6 +87,20 @@ def test_cured_rows_get_their_answers_where_they_stand(
     assert {k: shard.revision for k, shard in found.items()} == {0: 1, 1: 0, 2: 1, 3: 0, 4: 0}
     whole = footers(tmp_path / "healthy")
     assert [found[k].num_tokens for k in range(5)] == [whole[k].num_tokens for k in range(5)]
+
+
+def test_failed_rows_of_a_compressed_file_are_tried_again(
+    ill: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    plain = write_rows(tmp_path / "in.jsonl", ill=(3, 24, 29, 44))
+    source = tmp_path / "in.jsonl.gz"
+    source.write_bytes(gzip.compress(plain.read_bytes()))
+    run(config(source, tmp_path / "out"))
+    ill.undo()
+    report = resume(tmp_path / "out", retry_errors=True)
+    assert (report.retried_rows, report.cured_rows, report.new_rows) == (4, 4, 4)
+    run(config(source, tmp_path / "healthy"))
+    assert read_output(tmp_path / "out").equals(read_output(tmp_path / "healthy"))
 
 
 def test_only_the_failed_rows_are_put_through_the_model(

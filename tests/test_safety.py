@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import contextlib
 import copy
 import hashlib
 import json
@@ -10,18 +11,22 @@ import os
 import pickle
 import re
 import shutil
+import socket
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
 
-from batchinfer import RunConfig, resume, run
+from batchinfer import RunConfig, errors, resume, run, verify
+from batchinfer.attempts import Attempts
 from batchinfer.config import RunConfig as Config
+from batchinfer.core import Answers, Batch, ChunkId
 from batchinfer.engines import models
+from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import (
     BatchInferError,
     JobMismatchError,
@@ -31,7 +36,10 @@ from batchinfer.errors import (
     without_secrets,
 )
 from batchinfer.plan import Plan
+from batchinfer.reporting.failures import read_failures
 from batchinfer.reporting.status import read_status
+from batchinfer.writers.footer import read_columns, read_pages
+from batchinfer.writers.run_folder import describe_holder, is_locked
 from tests.conftest import ROOT, Cli, read_output
 from tests.test_run import NUM_ROWS, config, rows, run_partly, write_jsonl
 
@@ -140,6 +148,44 @@ def test_attention_from_the_hub_is_code_of_the_model(tmp_path: Path) -> None:
     with pytest.raises(ModelError, match="stranger/kernel.*--trust-remote-code") as error:
         models.describe(str(model))
     one_line(error.value)
+    assert models.describe(str(model), trust_remote_code=True)[0].task == "classify"
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"attn_implementation": {"text_config": "stranger/kernel"}},
+        {"attn_implementation": {"text_config": {"": "stranger/kernel"}}},
+        {"attn_implementation": {"": "stranger/kernel@main"}},
+        {"text_config": {"attn_implementation": "stranger/kernel"}},
+        {"vision_config": {"_attn_implementation": "paged|stranger/kernel:f"}},
+        {"attribute_map": {"x": "_attn_implementation"}, "x": "stranger/kernel"},
+        {"attn_implementation": "stranger/\nkernel\u001b[2J" + "x" * 999},
+    ],
+)
+def test_attention_from_the_hub_for_a_part_of_a_model_is_code_too(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    nested = {"model_type": "gemma3", "architectures": ["Gemma3Model"], **settings}
+    (model / "config.json").write_text(json.dumps(nested))
+    with pytest.raises(ModelError, match="stranger/.*kernel.*--trust-remote-code") as error:
+        models.describe(str(model), task="embed")
+    assert one_line(error.value).isprintable()
+    assert len(str(error.value)) < 1000
+    assert models.describe(str(model), task="embed", trust_remote_code=True)[0].task == "embed"
+
+
+@pytest.mark.parametrize("settings", [{}, {"attn_implementation": {"text_config": "eager"}}])
+def test_attention_of_the_library_needs_no_consent(
+    settings: dict[str, Any], tmp_path: Path
+) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    nested = {"model_type": "gemma3", "architectures": ["Gemma3Model"], **settings}
+    (model / "config.json").write_text(json.dumps(nested))
+    assert models.describe(str(model), task="embed")[0].architecture == "Gemma3Model"
 
 
 class Evil:
@@ -362,6 +408,121 @@ def test_links_among_the_temporary_files_are_not_written_through(
     assert not absent.exists()
 
 
+# -- what is no file waits for nobody --------------------------------------------------------------
+
+
+in_time = pytest.mark.timeout(60)
+
+
+def make_fifo(place: Path) -> None:
+    os.mkfifo(place)
+
+
+def make_device(place: Path) -> None:
+    place.symlink_to("/dev/null")
+
+
+def make_socket(place: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as unix, contextlib.chdir(place.parent):  # paths are short
+        unix.bind(place.name)
+
+
+STRANGE = pytest.mark.parametrize("make", [make_fifo, make_device, make_socket, Path.mkdir])
+
+
+def refuse_file(attempt: Callable[[], Any], name: str) -> None:
+    with pytest.raises(JobMismatchError, match=rf"{re.escape(name)}: no regular file") as error:
+        attempt()
+    assert one_line(error.value).endswith("move it out of the run folder")
+
+
+@STRANGE
+@in_time
+def test_a_shard_that_is_no_file_is_a_strangers(
+    make: Callable[[Path], None], stopped: Path
+) -> None:
+    name = "part-000000-000004.parquet"
+    make(stopped / "data" / name)
+    refuse_file(lambda: read_status(str(stopped)), name)
+    refuse_file(lambda: list(read_failures(str(stopped))), name)
+    refuse_file(lambda: resume(stopped), name)
+    refuse_file(lambda: resume(stopped, verify=True), name)
+    refuse_file(lambda: read_pages(stopped / "data" / name), name)
+    refuse_file(lambda: read_columns(stopped / "data" / name, ["_error"]), name)
+    assert name in verify(stopped, inputs=False).to_text()
+
+
+@STRANGE
+@in_time
+def test_a_plan_that_is_no_file_is_a_strangers(make: Callable[[Path], None], stopped: Path) -> None:
+    plan = stopped / "_batchinfer" / "plan.json"
+    plan.unlink()
+    make(plan)
+    refuse_file(lambda: resume(stopped), "plan.json")
+    refuse_file(lambda: verify(stopped), "plan.json")
+    refuse_file(lambda: read_status(str(stopped)), "plan.json")
+
+
+@STRANGE
+@in_time
+def test_a_budget_that_is_no_file_is_a_strangers(
+    make: Callable[[Path], None], source: Path, tmp_path: Path
+) -> None:
+    run_partly(config(source, tmp_path / "out", max_batch_tokens=None), 15)
+    budget = tmp_path / "out" / "_batchinfer" / "budget-cpu.json"
+    budget.unlink()
+    make(budget)
+    refuse_file(lambda: resume(tmp_path / "out"), "budget-cpu.json")
+
+
+@STRANGE
+@in_time
+def test_a_holder_or_lock_that_is_no_file_is_not_waited_for(
+    make: Callable[[Path], None], stopped: Path
+) -> None:
+    for name in ("holder.json", "lock"):
+        (stopped / "_batchinfer" / name).unlink(missing_ok=True)
+        make(stopped / "_batchinfer" / name)
+    assert describe_holder(stopped) == "its holder did not say who it is"
+    assert not is_locked(stopped)
+
+
+@in_time
+def test_marks_and_temporary_files_that_are_no_files_go(stopped: Path) -> None:
+    temporary = stopped / "_batchinfer" / "tmp"
+    for number in range(5):
+        os.mkfifo(temporary / f"attempt-part-000000-{number:06d}.parquet")
+    for name in ("holder", "plan", "success", "report", "budget"):
+        os.mkfifo(temporary / name)
+    assert resume(stopped).finished
+    assert os.listdir(temporary) == []
+
+
+@in_time
+def test_a_mark_is_written_through_nothing(tmp_path: Path) -> None:
+    attempts, chunk = Attempts(tmp_path), ChunkId(0, 3)
+    mark = tmp_path / "attempt-part-000000-000003.parquet"
+    os.mkfifo(mark)
+    attempts.begin(chunk)
+    attempts.end(chunk)
+    mark.symlink_to(tmp_path / "absent")
+    attempts.begin(chunk)
+    assert not (tmp_path / "absent").exists()
+
+
+@pytest.mark.parametrize("name", ["config.json", "tokenizer.json", "model.safetensors", "more.txt"])
+@in_time
+def test_a_model_with_a_part_that_is_no_file_is_one_line(name: str, tmp_path: Path) -> None:
+    model = tmp_path / "model"
+    shutil.copytree(MODEL, model)
+    (model / name).unlink(missing_ok=True)
+    os.mkfifo(model / name)
+    says = "has no config.json" if name == "config.json" else rf"{name}: no regular file"
+    with pytest.raises(ModelError, match=says) as error:
+        models.describe(str(model))
+    one_line(error.value)
+
+
 def test_a_plan_cannot_consent_to_code(stopped: Path, source: Path, tmp_path: Path) -> None:
     model, mark = model_with_code(tmp_path)
     document = plan_of(stopped)
@@ -537,8 +698,6 @@ def test_what_is_no_plan_is_damaged(content: bytes, stopped: Path) -> None:
     ["[]", "5", '{"pid": {}}', '{"pid": "' + "x" * 9999 + '", "host": "\\u001b[2J"}', "["],
 )
 def test_what_a_holder_says_of_itself_is_shown_as_text(content: str, stopped: Path) -> None:
-    from batchinfer.writers.run_folder import describe_holder
-
     (stopped / "_batchinfer" / "holder.json").write_text(content)
     assert len(describe_holder(stopped)) <= 200
 
@@ -728,6 +887,60 @@ def test_what_the_hub_says_of_its_addresses_holds_no_secret(
         models.describe("maker/tiny")
     assert leaks(str(error.value)) == []
     assert "host.example/maker/tiny?revision=main" in str(error.value), "the rest is told"
+
+
+class Leaky(FakeEngine):
+    """Says in its errors what it knows."""
+
+    def answer(self, batch: Batch) -> Answers:
+        raise OSError(f"403 for {URL}\n" + " ".join(os.environ[name] for name in SECRETS))
+
+
+def test_what_a_row_failed_of_holds_no_secret(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name, value in SECRETS.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr("batchinfer.engines.fake.FakeEngine", Leaky)
+    monkeypatch.setattr("batchinfer.engines.base.HOPELESS", NUM_ROWS + 1)
+    run(config(source, tmp_path / "out"))
+    errors = read_output(tmp_path / "out")["_error"].to_pylist()
+    assert len(errors) == NUM_ROWS and all("host.example/maker/tiny" in why for why in errors)
+    assert leaks(" ".join(errors)) == []
+
+
+def test_what_a_tokenizer_says_holds_no_secret(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Fails:
+        def num_special_tokens_to_add(self, is_pair: bool) -> int:
+            return 2
+
+        def encode_batch_fast(self, texts: list[str]) -> list[Any]:
+            raise RuntimeError(f"no {URL}")
+
+    spec, folder = models.describe(str(MODEL))
+    encoder = models.make_encoder(folder, spec)
+    monkeypatch.setattr(type(encoder), "_tokenizer", Fails())
+    tokens = encoder.encode(pa.array(["one"], pa.large_string()), None)
+    assert "host.example/maker/tiny" in tokens.errors[0]
+    assert leaks(tokens.errors[0]) == []
+
+
+def test_a_foreign_error_is_one_short_line_without_half_a_secret(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("HF_TOKEN", SECRETS["HF_TOKEN"])
+    for start in range(290, 310):
+        said = errors.one_line(OSError("x" * start + SECRETS["HF_TOKEN"]))
+        assert len(said) <= 300 and set(said) <= {"x", "*"}
+    assert errors.one_line(OSError(" two\nlines ")) == "two lines"
+    assert errors.one_line(ValueError()) == "ValueError"
+    assert errors.one_line(ValueError("abcdef"), limit=3) == "abc"
+
+
+@in_time
+@pytest.mark.parametrize("part", ["?", "&", "?token", "?a=", "://", "Bearer ", "hf_", " "])
+def test_secrets_are_looked_for_in_long_texts_too(part: str) -> None:
+    errors.one_line(OSError(part * (200_000 // len(part))))
 
 
 def test_ordinary_words_are_not_taken_for_secrets(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import json
 import os
+import pickle
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,9 +17,10 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer import resume, run, verification, verify
-from batchinfer.errors import Interrupted, UsageError
+from batchinfer import inputs, resume, run, verify
+from batchinfer.errors import Interrupted, StorageError, UsageError
 from batchinfer.readers import listing
+from batchinfer.verification import chain
 from batchinfer.writers.run_folder import RunFolder
 from tests.conftest import Cli, shard_bytes
 from tests.test_run import config, rows, run_partly, write_jsonl
@@ -154,11 +156,11 @@ def test_any_run_is_sound(
     (tmp_path / "in").mkdir()
     settings = kind(tmp_path / "in")
     report = run(config(tmp_path / "in", tmp_path / "out", **settings))
-    for inputs in (True, False):
-        found = verify(tmp_path / "out", inputs=inputs)
+    for read in (True, False):
+        found = verify(tmp_path / "out", inputs=read)
         assert found.findings == ()
         assert found.num_rows == report.num_rows
-        assert found.num_input_rows == (report.num_rows if inputs else None)
+        assert found.num_input_rows == (report.num_rows if read else None)
 
 
 def test_a_run_that_was_stopped_and_resumed_is_sound(source: Path, tmp_path: Path) -> None:
@@ -196,14 +198,14 @@ def test_nothing_is_changed(output: Path) -> None:
 def test_no_more_than_a_chunk_is_in_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     run(config(write_jsonl(tmp_path / "in.jsonl", rows(200)), tmp_path / "out"))
     held = []
-    real = verification.read_pages
+    real = chain.read_pages
 
     def counting(path: Path) -> pa.Table:
         table = real(path)
         held.append(pa.total_allocated_bytes())
         return table
 
-    monkeypatch.setattr(verification, "read_pages", counting)
+    monkeypatch.setattr(chain, "read_pages", counting)
     assert verify(tmp_path / "out").num_shards == 20
     assert max(held[3:]) < 2 * min(held[3:])
 
@@ -243,13 +245,13 @@ def test_an_unfinished_folder_is_read_no_further_than_its_shards(
     for path in [output / "data" / "_SUCCESS", *(shard(output, k) for k in (2, 3, 4))]:
         path.unlink()
     stops = []
-    real = verification.read_chunks
+    real = inputs.read_chunks
 
     def watching(span: Any, *arguments: Any) -> Any:
         stops.append(span.stop)
         return real(span, *arguments)
 
-    monkeypatch.setattr(verification, "read_chunks", watching)
+    monkeypatch.setattr(inputs, "read_chunks", watching)
     verify(output)
     assert stops == [2]
 
@@ -297,10 +299,10 @@ def blanked(path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "words"),
     [
-        (Path.unlink, "cannot be read: No such file"),
+        (Path.unlink, "cannot be read now (No such file"),
         (appended, "changed since the job was planned (1,"),
         (edited, "000002.parquet was made from other rows than stand there from row 20 on"),
-        (blanked, "changed since it was answered"),
+        (blanked, "changed since rows of it were answered"),
     ],
 )
 def test_a_changed_input_is_one_finding_that_names_no_inputs(
@@ -327,6 +329,30 @@ def test_a_truncated_compressed_input_is_one_finding(tmp_path: Path) -> None:
     [finding] = verify(tmp_path / "out").findings
     assert finding.file == str(path)
     assert "--no-inputs" in finding.advice
+
+
+def test_the_reason_why_an_input_cannot_be_read_is_told_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in "ab":
+        write_jsonl(tmp_path / "in" / f"{name}.jsonl", rows(15))
+    run(config(tmp_path / "in", tmp_path / "out"))
+    path = str(tmp_path / "in" / "b.jsonl")
+
+    def reading(*arguments: Any) -> Iterator[Any]:
+        raise StorageError(f"{path}: torn; twice", file=path, advice="run again")
+        yield
+
+    monkeypatch.setattr(inputs, "read_chunks", reading)
+    [finding] = verify(tmp_path / "out").findings
+    assert (finding.file, finding.what) == (path, f"{path}: torn; twice")
+    assert finding.advice.endswith("--no-inputs")
+
+
+def test_an_error_of_a_loader_process_keeps_its_parts() -> None:
+    error = pickle.loads(pickle.dumps(StorageError("torn", file="a.jsonl", advice="mend it")))
+    assert str(error) == "a.jsonl: torn; mend it"
+    assert (error.file, error.what, error.advice) == ("a.jsonl", "torn", "mend it")
 
 
 def test_each_segment_is_compared_though_an_input_of_another_is_gone(
@@ -357,7 +383,7 @@ def test_what_a_run_has_begun_to_mend_is_no_finding(
 ) -> None:
     shard(output, 1).unlink()
     answers = iter([False, True])
-    monkeypatch.setattr(verification, "is_locked", lambda path: next(answers))
+    monkeypatch.setattr(chain, "is_locked", lambda path: next(answers))
     with pytest.raises(Interrupted):
         verify(output)
 

@@ -161,6 +161,20 @@ def test_a_model_that_fails_on_every_row_stops_the_run() -> None:
         answer_all([loaded_chunk(0, texts(40))], Broken(TASK))
 
 
+def test_a_model_that_fails_on_every_row_stops_the_run_however_small_its_batches() -> None:
+    alone = []
+    for batch in loaded_chunk(0, texts(60)).batches:
+        tokens = {"input_ids": batch.fields["input_ids"][: batch.max_length]}
+        alone.append(Batch(batch.chunk, batch.indices[:1], batch.lengths[:1], tokens))
+
+    class Broken(FakeEngine):
+        def answer(self, batch: Batch) -> Answers:
+            raise RuntimeError("no kernel image is available")
+
+    with pytest.raises(ModelError, match="every row.*no kernel image"):
+        list(Broken(TASK).stream(alone))
+
+
 def test_a_lost_device_stops_the_run() -> None:
     class Lost(FakeEngine):
         def answer(self, batch: Batch) -> Answers:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 
 from batchinfer.core import Answers, Batch, BatchBudget
-from batchinfer.errors import ModelError
+from batchinfer.errors import ModelError, one_line
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
@@ -37,6 +37,7 @@ class Engine(ABC):
     def __init__(self, task: Task) -> None:
         self.task = task
         self._has_answered = False
+        self._failed_alone = 0
         self._ceiling: int | None = None
 
     @abstractmethod
@@ -61,7 +62,6 @@ class Engine(ABC):
     def answer_or_halve(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
         """Answer a batch in as few parts as it takes."""
         pending = [batch]
-        failures: list[str] = []
         while pending:
             part = pending.pop()
             if not len(part):
@@ -84,8 +84,8 @@ class Engine(ABC):
                 self._has_answered = True
                 yield part, answers
             elif len(part) == 1:
-                failures.append(failure)
-                if len(failures) == HOPELESS and not self._has_answered:
+                self._failed_alone += 1
+                if self._failed_alone >= HOPELESS and not self._has_answered:
                     raise ModelError(
                         f"{self.task.spec.name} fails on every row that it was given: {failure}"
                     )
@@ -124,10 +124,7 @@ class Engine(ABC):
 
     def lost(self, error: Exception) -> DeviceLostError:
         """The error to stop with where `is_fatal`."""
-        return DeviceLostError(
-            f"{self.device_kind} failed: {reason(error)}; `batchinfer resume` goes on, and finds out "
-            "whether a row is the cause"
-        )
+        return DeviceLostError(f"{self.device_kind} failed: {reason(error)}")
 
     def vouch(self) -> None:
         """Say that this model has answered before, in another process: it is not the model."""
@@ -147,5 +144,5 @@ def _size(batch: Batch) -> int:
 
 def reason(error: BaseException) -> str:
     """One line that says what an exception says."""
-    text = " ".join(str(error).split())
-    return f"{type(error).__name__}: {text}"[:300] if text else type(error).__name__
+    kind, says = type(error).__name__, one_line(error)
+    return kind if says == kind else f"{kind}: {says}"[:300]

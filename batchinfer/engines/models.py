@@ -20,7 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.core import ModelSpec
-from batchinfer.errors import BatchInferError, ModelError, UsageError
+from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
+from batchinfer.readers.base import shown
 from batchinfer.tokenization import TextEncoder
 
 logger = logging.getLogger("batchinfer")
@@ -100,7 +101,7 @@ def describe(
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
         raise ModelError(
-            f"{model}: its files cannot be understood: {type(error).__name__}: {_line(error)}"
+            f"{model}: its files cannot be understood: {type(error).__name__}: {one_line(error)}"
         ) from None
 
 
@@ -184,7 +185,7 @@ def find(
         raise ModelError("--model holds a zero byte: give a hub id or a folder")
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").exists() and not (path / "modules.json").exists():
+        if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
             raise ModelError(f"{model}: not a model: the folder has no config.json")
         if revision is not None:
             raise UsageError(f"--revision is of hub models; {model} is a local folder")
@@ -247,7 +248,7 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> tuple[Pa
             f" fetch it where there is a network (`hf download {model}`), or give a local folder"
         ) from None
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
-        raise ModelError(f"{model}{at}: cannot be fetched: {_line(error)}") from None
+        raise ModelError(f"{model}{at}: cannot be fetched: {one_line(error)}") from None
     path = Path(folder)
     if not (path / "config.json").exists() and not (path / "modules.json").exists():
         raise ModelError(
@@ -268,20 +269,24 @@ def _digest(folder: Path, trust_remote_code: bool, allow_pickle: bool) -> str:
     Code and pickled weights count where they are loaded.
     """
     patterns = _patterns(trust_remote_code)
-    places = [folder, *(p for p in sorted(folder.iterdir()) if p.is_dir() and _is_module(p.name))]
+    parts = _json(folder / "modules.json", str(folder))
+    listed = [
+        Path(str(part["path"])) for part in parts if isinstance(part, dict) and "path" in part
+    ]
+    named = (folder / path for path in listed if not (path.is_absolute() or ".." in path.parts))
+    numbered = (path for path in folder.iterdir() if path.is_dir() and _is_module(path.name))
+    places = {folder, *named, *numbered}
     if allow_pickle and not any(any(place.glob(_SAFE_WEIGHTS)) for place in places):
         patterns.append(_PICKLED_WEIGHTS)
-    files = sorted(
-        {
-            file
-            for place in places
-            for pattern in patterns
-            for file in place.glob(pattern)
-            if file.is_file()
-        }
+    found = sorted(
+        {file for place in places for pattern in patterns for file in place.glob(pattern)}
     )
     digest = hashlib.sha256()
-    for file in files:
+    for file in found:
+        if file.is_dir() or not file.exists():  # a link to nothing is nothing
+            continue
+        if not file.is_file():  # whoever reads a FIFO waits for its writer
+            raise ModelError(f"{file}: no regular file, so no part of a model; remove it")
         with file.open("rb") as stream:
             content = hashlib.file_digest(stream, "sha256").hexdigest()
         digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
@@ -296,23 +301,42 @@ def _is_module(name: str) -> bool:
 def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
-    if not (folder / "config.json").exists():
+    if not (folder / "config.json").is_file():
         raise ModelError(f"{model}: not a model: the folder has no config.json")
-    with _one_line(f"{model}: config.json cannot be used", trust_remote_code):
+    with _explained(f"{model}: config.json cannot be used", trust_remote_code):
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    attention = getattr(config, "_attn_implementation", None)
-    if not trust_remote_code and isinstance(attention, str) and "/" in attention:
-        raise ModelError(  # transformers would fetch it from the hub and run it
-            f"{model}: config.json names code to compute attention with, {attention}; read it, then "
-            "give --trust-remote-code"
+    stated = (config, _json(folder / "config.json", model))
+    kernel = next((name for name in _attentions(stated) if "/" in name), None)
+    if kernel is not None and not trust_remote_code:  # transformers would fetch it and run it
+        raise ModelError(
+            f"{model}: config.json names code to compute attention with, {shown(kernel[:100])}; read "
+            "it, then give --trust-remote-code"
         )
     return config
+
+
+def _attentions(part: Any, *, named: bool = False) -> Iterator[str]:
+    """The implementations of attention that a configuration names, for any part of the model.
+
+    Looked for everywhere: which parts a model has, and whose word counts for each, is transformers'
+    affair and changes.
+    """
+    from transformers import PretrainedConfig
+
+    if isinstance(part, str):
+        yield from [part] if named else []
+    elif isinstance(part, list | tuple):
+        for one in part:
+            yield from _attentions(one, named=named)
+    elif isinstance(part, dict | PretrainedConfig):
+        for name, one in (part if isinstance(part, dict) else vars(part)).items():
+            yield from _attentions(one, named=named or "attn_implementation" in str(name))
 
 
 def _tokenizer(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
-    with _one_line(f"{model}: the tokenizer cannot be loaded", trust_remote_code):
+    with _explained(f"{model}: the tokenizer cannot be loaded", trust_remote_code):
         tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
     if getattr(tokenizer, "backend_tokenizer", None) is None:
         raise ModelError(
@@ -323,14 +347,14 @@ def _tokenizer(folder: Path, model: str, trust_remote_code: bool) -> Any:
 
 
 @contextlib.contextmanager
-def _one_line(what: str, trust_remote_code: bool) -> Iterator[None]:
+def _explained(what: str, trust_remote_code: bool) -> Iterator[None]:
     """Turn whatever transformers raises into one line."""
     try:
         yield
     except BatchInferError:
         raise
     except Exception as error:
-        text = _line(error)
+        text = one_line(error)
         if "trust_remote_code" in str(error) and not trust_remote_code:
             text = "it comes with its own Python code; read it, then give --trust-remote-code"
         raise ModelError(f"{what}: {text}") from None
@@ -494,9 +518,4 @@ def _json(file: Path, model: str) -> Any:
     except FileNotFoundError:
         return {}
     except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{model}: {file.name} cannot be read: {_line(error)}") from None
-
-
-def _line(error: BaseException) -> str:
-    """The first sentence or so of a foreign error, as one line."""
-    return (" ".join(str(error).split()) or type(error).__name__)[:300]
+        raise ModelError(f"{model}: {file.name} cannot be read: {one_line(error)}") from None

@@ -14,8 +14,10 @@ import logging
 import os
 import signal
 import sys
-from collections.abc import Iterable, Iterator
+import time
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
+from dataclasses import dataclass
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,13 +25,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.children import settle_child
-from batchinfer.core import Answers, Batch
-from batchinfer.engines.base import DeviceLostError, Engine, reason
-from batchinfer.errors import BatchInferError, ModelError
+from batchinfer.children import hold_signals, settle_child
+from batchinfer.core import Answers, Batch, ChunkId
+from batchinfer.engines.base import HOPELESS, DeviceLostError, Engine, reason
+from batchinfer.errors import BatchInferError, Interrupted, ModelError
 from batchinfer.lean import spare_pandas
 from batchinfer.tasks.base import Task
-from batchinfer.tokenization import Tokens
+from batchinfer.tokenization import Encoder, Tokens
 
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
@@ -38,24 +40,46 @@ log = logging.getLogger("batchinfer")
 
 #: A row that kills this many processes alone, one after the other, is given up.
 DEATHS_OF_A_ROW = 2
+#: Rows given up one after the other, with none answered in between, where others of the job were
+#: answered before: more of them, and it is the machine. Rows of a kind stand together when sorted.
+HOPELESS_LATER = 8 * HOPELESS
+#: How often a parent that waits looks whether it should stop, in seconds.
+_LOOK_SECONDS = 0.2
+
+
+class _Stopped(Exception):
+    """The run was told to stop while the child was busy."""
 
 
 class SupervisedEngine(Engine):
     """The engine of a job, in a child process that may die.
 
-    `timeout`: seconds that a batch may take before its child is killed; None: any time. Raises what
-    creating the engine raises, and ModelError where the child dies while the model is loaded.
+    `timeout`: seconds that a batch may take, once the model is warm, before its child is killed;
+    None: any time. `stopped` says when to give up waiting. Raises what creating the engine raises,
+    ModelError where the child dies while the model is loaded, and Interrupted where `stopped`.
     """
 
     def __init__(
-        self, task: Task, config: RunConfig, folder: Path | None, timeout: float | None = None
+        self,
+        task: Task,
+        config: RunConfig,
+        folder: Path | None,
+        *,
+        timeout: float | None = None,
+        stopped: Callable[[], bool] = lambda: False,
     ) -> None:
         super().__init__(task)
         self._job = (task, config, folder)
-        self._timeout = timeout
+        self._timeout, self._stopped = timeout, stopped
         self._child: _Child | None = None
         self._has_seen_death = False
-        ready = self._living_child().ready
+        self._given_up = 0
+        try:
+            ready = self._living_child().ready
+        except _Stopped:
+            raise Interrupted(
+                "stopped while the model was being loaded; go on with `batchinfer resume`"
+            ) from None
         self.dtype, self.device_kind, self.default_budget = ready
 
     def answer(self, batch: Batch) -> Answers:
@@ -63,27 +87,45 @@ class SupervisedEngine(Engine):
         raise NotImplementedError("stream() asks the child, which halves what fails there")
 
     def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
-        """Answer every request of every batch; a row that kills its process comes back with an error."""
-        for batch in batches:
-            pending = [batch]
-            while pending:
-                part = pending.pop()
-                reply, death = self._ask("answer", part, alone=len(part) <= 1)
-                if not death:
-                    self._has_answered = True
-                    yield from reply
-                elif len(part) <= 1:
-                    yield part, Answers({}, error=f"this row alone {death}, twice")
-                else:
-                    pending += reversed(part.halves())
+        """Answer every request of every batch, up to a stop.
+
+        A row that kills its process comes back with an error. Raises ModelError where many do and no
+        row is answered: then it is the model or the machine.
+        """
+        try:
+            for batch in batches:
+                yield from self._answer_or_narrow(batch)
+        except _Stopped:
+            return
+
+    def _answer_or_narrow(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            reply, death = self._ask("answer", part, alone=len(part) <= 1, timeout=self._timeout)
+            if not death:
+                if any(answers.error is None for _, answers in reply):
+                    self._has_answered, self._given_up = True, 0
+                yield from reply
+            elif len(part) <= 1:
+                self._give_up(death)
+                yield part, Answers({}, error=f"this row alone {death}, twice")
+            else:
+                pending += reversed(part.halves())
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         """Encode texts in the child, too: a tokenizer can die of a row as a model can."""
-        reply, death = self._ask("encode", (texts, pairs), alone=len(texts) <= 1)
+        try:
+            reply, death = self._ask("encode", (texts, pairs), alone=len(texts) <= 1, timeout=None)
+        except _Stopped:
+            raise Interrupted(
+                "stopped while a suspected chunk was being tokenized; go on with `batchinfer resume`"
+            ) from None
         if not death:
             tokens: Tokens = reply
             return tokens
         if len(texts) <= 1:
+            self._give_up(death)
             return Tokens(
                 offsets=np.zeros(len(texts) + 1, np.int64),
                 fields={},
@@ -99,7 +141,8 @@ class SupervisedEngine(Engine):
     def vouch(self) -> None:
         """Say that this model has answered before, to the child too."""
         super().vouch()
-        self._ask("vouch", None, alone=False)
+        with suppress(_Stopped):
+            self._ask("vouch", None, alone=False, timeout=None)
 
     def close(self) -> None:
         """End the child."""
@@ -107,45 +150,77 @@ class SupervisedEngine(Engine):
             self._child.close()
             self._child = None
 
-    def _ask(self, what: str, argument: Any, *, alone: bool) -> tuple[Any, str]:
+    def _ask(
+        self, what: str, argument: Any, *, alone: bool, timeout: float | None
+    ) -> tuple[Any, str]:
         """What the child answers, or how it died; a single row is asked until it killed two."""
         death = ""
         for _ in range(DEATHS_OF_A_ROW if alone else 1):
-            reply, death = self._living_child().ask(what, argument, self._timeout)
+            if self._stopped():
+                raise _Stopped
+            reply, death = self._living_child().ask(what, argument, timeout)
             if not death:
                 return reply, ""
             self.close()
             level = logging.DEBUG if self._has_seen_death else logging.WARNING
-            log.log(level, f"a batch {death}; it is halved until the row is found")
+            subject = "a batch" if what == "answer" else "tokenizing"
+            log.log(level, f"{subject} {death}; it is halved until the row is found")
             self._has_seen_death = True
         return None, death
 
+    def _give_up(self, death: str) -> None:
+        """Count a row that is given up; too many of them and it is not the rows."""
+        self._given_up += 1
+        if self._given_up >= (HOPELESS_LATER if self._has_answered else HOPELESS):
+            raise ModelError(
+                f"{self.task.spec.name}: {self._given_up} rows one after the other each {death}: look at "
+                "the model, the driver and the memory of this machine; then `batchinfer resume`"
+            )
+
     def _living_child(self) -> _Child:
         if self._child is None:
-            self._child = _Child(self._job, self._has_answered)
+            self._child = _Child(self._job, self._has_answered, self._stopped)
         return self._child
+
+
+@dataclass(frozen=True, slots=True)
+class _Said:
+    """A line that the child wants logged, where messages are cleaned and shown."""
+
+    level: int
+    message: str
 
 
 class _Child:
     """A process with the model, and the pipe to it."""
 
-    def __init__(self, job: tuple[Task, RunConfig, Path | None], has_answered: bool) -> None:
+    def __init__(
+        self,
+        job: tuple[Task, RunConfig, Path | None],
+        has_answered: bool,
+        stopped: Callable[[], bool],
+    ) -> None:
         context = get_context("spawn")
+        self._stopped = stopped
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, *job, has_answered), daemon=True
+            target=_serve, args=(theirs, *job, has_answered, log.getEffectiveLevel()), daemon=True
         )
-        self._process.start()
+        with hold_signals():
+            self._process.start()
         theirs.close()  # the child's end is the child's alone: its death is the end of the file
         self.ready, death = self._receive(None)
         if death:
-            raise ModelError(f"{job[0].spec.name}: the process that loads the model {death}")
+            hint = ""
+            if self._process.exitcode == 1:
+                hint = '; does your script guard what it runs by `if __name__ == "__main__":`?'
+            raise ModelError(f"{job[0].spec.name}: loading the model {death}{hint}")
 
     def ask(self, what: str, argument: Any, timeout: float | None) -> tuple[Any, str]:
         """The reply, or in words how the child died. Raises what the child's engine raises."""
         try:
             self._pipe.send((what, argument))
-        except (BrokenPipeError, ConnectionResetError):
+        except OSError:  # it died before it had read all of it
             return None, self._death()
         return self._receive(timeout)
 
@@ -153,31 +228,47 @@ class _Child:
         """End the process; at the end of its work it does so by itself when the pipe closes."""
         self._pipe.close()
         self._process.join(1.0)
-        if self._process.is_alive():
-            self._process.kill()
-            self._process.join()
+        self._kill()
 
     def _receive(self, timeout: float | None) -> tuple[Any, str]:
-        if not connection.wait([self._pipe, self._process.sentinel], timeout):
+        ends = None if timeout is None else time.monotonic() + timeout
+        while True:
+            if not connection.wait([self._pipe, self._process.sentinel], _LOOK_SECONDS):
+                if self._stopped():
+                    self._kill()
+                    raise _Stopped
+                if ends is not None and time.monotonic() >= ends:
+                    self._kill()
+                    return None, f"took more than {timeout:g} s"
+                continue
+            try:
+                reply = self._pipe.recv()
+            except (EOFError, OSError):  # OSError: it died in the middle of its reply
+                return None, self._death()
+            if isinstance(reply, _Said):
+                log.log(reply.level, reply.message)
+            elif isinstance(reply, DeviceLostError):
+                return None, f"lost its device ({reply})"
+            elif isinstance(reply, BatchInferError):
+                raise reply
+            else:
+                return reply, ""
+
+    def _kill(self) -> None:
+        if self._process.is_alive():
             self._process.kill()
-            self._process.join()
-            return None, f"kept a batch for more than {timeout:g} s"
-        try:
-            reply = self._pipe.recv()
-        except (EOFError, ConnectionResetError):
-            return None, self._death()
-        if isinstance(reply, DeviceLostError):
-            return None, f"lost its device ({reply})"
-        if isinstance(reply, BatchInferError):
-            raise reply
-        return reply, ""
+        self._process.join()
 
     def _death(self) -> str:
-        self._process.join()
+        self._process.join(5.0)
+        self._kill()  # it closed the pipe, and lingers
         code = self._process.exitcode or 0
-        if code < 0:
+        if code >= 0:
+            return f"ended its process (exit code {code})"
+        try:
             return f"killed its process ({signal.Signals(-code).name})"
-        return f"ended its process (exit code {code})"
+        except ValueError:
+            return f"killed its process (signal {-code})"
 
 
 def _serve(
@@ -186,12 +277,15 @@ def _serve(
     config: RunConfig,
     folder: Path | None,
     has_answered: bool,
+    level: int,
 ) -> None:
     """The child: answer what comes down the pipe until it closes."""
+    settle_child([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])  # the parent was told too
     from batchinfer.engines import create_encoder, create_engine
 
     spare_pandas()
-    settle_child([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])  # the parent was told too
+    log.handlers, log.propagate = [_Relay(pipe)], False
+    log.setLevel(level)
     if sys.platform == "linux":
         # Where memory runs out, this is the process that should go.
         with suppress(OSError):
@@ -199,6 +293,7 @@ def _serve(
     try:
         encoder = create_encoder(config, task.spec, folder)
         engine = create_engine(config, task, folder)
+        _warm_up(engine, encoder)
         pipe.send((engine.dtype, engine.device_kind, engine.default_budget))
         if has_answered:
             engine.vouch()
@@ -218,6 +313,28 @@ def _serve(
     except Exception as error:
         pipe.send(ModelError(f"{task.spec.name}: {reason(error)}"))
     os._exit(0)  # nothing here is worth the time, or the risk, of an orderly end
+
+
+def _warm_up(engine: Engine, encoder: Encoder) -> None:
+    """Answer something before any batch is timed: the first one pays for kernels and caches."""
+    text: Any = pa.array(["warm"], pa.large_string())
+    tokens = encoder.encode(text, text if engine.task.text_pair_column else None)
+    lengths = np.diff(tokens.offsets).astype(np.int32)
+    if lengths[0]:
+        with suppress(Exception):  # what is wrong with the model will show on the rows
+            engine.answer(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, tokens.fields))
+
+
+class _Relay(logging.Handler):
+    """Sends what is logged to the parent."""
+
+    def __init__(self, pipe: connection.Connection[Any, Any]) -> None:
+        super().__init__()
+        self._pipe = pipe
+
+    def emit(self, record: logging.LogRecord) -> None:
+        with suppress(OSError):
+            self._pipe.send(_Said(record.levelno, record.getMessage()))
 
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from batchinfer.engines.models import quiet
-from batchinfer.errors import ModelError
+from batchinfer.errors import ModelError, one_line
 from batchinfer.tasks.base import Task
 
 
@@ -41,8 +41,7 @@ def load(
     except torch.OutOfMemoryError:
         raise ModelError(f"{name}: does not fit into the memory of {device} in {dtype}") from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
-        text = " ".join(str(error).split())[:300] or type(error).__name__
-        raise ModelError(f"{name}: the weights cannot be loaded: {text}") from None
+        raise ModelError(f"{name}: the weights cannot be loaded: {one_line(error)}") from None
     # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
     classifies = task.name == "classify"
     missing = sorted(key for key in report["missing_keys"] if classifies or "pooler" not in key)

@@ -106,7 +106,8 @@ def combined(table: pa.Table) -> pa.Table:
         return table.combine_chunks()
     except pa.ArrowInvalid:
         raise UsageError(
-            f"{table.num_rows} rows hold more than 2 GiB in one column; use a smaller --chunk-rows"
+            f"{table.num_rows} rows hold more than 2 GiB in one column",
+            advice="use a smaller --chunk-rows",
         ) from None
 
 

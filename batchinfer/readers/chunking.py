@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 
 import numpy as np
 import pyarrow as pa
@@ -30,7 +30,7 @@ def open_reader(file: InputFile, options: ReadOptions, start: Position = START) 
     return READERS[file.format](file, options, start)
 
 
-def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Iterator[Chunk]:
+def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Generator[Chunk, None, None]:
     """Yield the chunks of a span, each of `chunk_rows` rows; the segment's last may have fewer.
 
     An empty segment has one chunk without rows. Raises JobMismatchError where a file is not the one
@@ -110,14 +110,17 @@ def _check_unchanged(file: InputFile) -> None:
         status = os.stat(file.path)
     except FileNotFoundError:
         raise JobMismatchError(
-            f"{path}: the input is gone since the job was planned; put it back, or start a new run"
+            "the input is gone since the job was planned",
+            file=path,
+            advice="put it back, or start a new run",
         ) from None
     except OSError as error:
-        raise StorageError(f"{path}: cannot be read: {error.strerror}") from error
+        raise StorageError(f"cannot be read: {error.strerror}", file=path) from error
     if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
         raise JobMismatchError(
-            f"{path}: the input changed under way, since the job was planned;"
-            " put the old file back, or start a new run"
+            "the input changed under way, since the job was planned",
+            file=path,
+            advice="put the old file back, or start a new run",
         )
 
 

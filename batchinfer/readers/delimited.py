@@ -289,15 +289,16 @@ def read_header(file: InputFile, options: ReadOptions) -> Header:
         if not block:
             return Header((), _delimiter(file, options, ""), _place(cursor))
         if cursor.too_long:
-            raise UsageError(f"{shown(file.path)}: the first line is too long for a CSV header")
+            raise UsageError("the first line is too long for a CSV header", file=shown(file.path))
         start = _place(cursor)
         delimiter = _delimiter(file, options, block[0].decode("utf-8", "replace"))
         run = _Run(cursor, block[:1], delimiter, options.max_line_bytes)
         records = run.parse()
         if records.errors:
             raise UsageError(
-                f"{shown(file.path)}: the columns cannot be found: {records.errors[0]};"
-                " check --encoding (for example latin-1, utf-16), --delimiter or --no-header"
+                f"the columns cannot be found: {records.errors[0]}",
+                file=shown(file.path),
+                advice="check --encoding (for example latin-1, utf-16), --delimiter or --no-header",
             )
         record = records.values[0]
         if not options.header:

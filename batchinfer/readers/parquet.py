@@ -16,7 +16,7 @@ import pyarrow.compute
 import pyarrow.parquet as pq
 import pyarrow.types as pat
 
-from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Position
+from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Position, is_unicode
 from batchinfer.errors import StorageError
 from batchinfer.readers.base import Reader, ReadOptions, Rows, combined, shown
 from batchinfer.readers.columns import is_list, nulls, plain
@@ -38,9 +38,7 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
     """Open a file for streaming. Raises StorageError where its footer cannot be read."""
     source: Any = file.path
     try:
-        if not _is_unicode(
-            file.path
-        ):  # which pyarrow cannot open; an open file it reads more slowly
+        if not is_unicode(file.path):  # pyarrow cannot open it; an open file it reads more slowly
             source = Path(file.path).open("rb")  # noqa: SIM115 - the reader closes it
         return pq.ParquetFile(
             source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True
@@ -49,14 +47,6 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
         if source is not file.path:
             source.close()
         raise failure(file, error) from error
-
-
-def _is_unicode(name: str) -> bool:
-    try:
-        name.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 def num_rows_of(parquet: pq.ParquetFile) -> int:
@@ -68,7 +58,7 @@ def num_rows_of(parquet: pq.ParquetFile) -> int:
 def failure(file: InputFile, error: BaseException, where: str = "") -> StorageError:
     """One line about a file that pyarrow cannot read."""
     reason = (getattr(error, "strerror", None) or str(error)).strip().split("\n")[0]
-    return StorageError(f"{shown(file.path)}: cannot be read as Parquet{where}: {reason}")
+    return StorageError(f"cannot be read as Parquet{where}: {reason}", file=shown(file.path))
 
 
 class ParquetReader(Reader):
@@ -152,7 +142,7 @@ class ParquetReader(Reader):
             return next(self._batches)
         except StopIteration:
             raise StorageError(
-                f"{shown(self.file.path)}: holds fewer rows than its footer says"
+                "holds fewer rows than its footer says", file=shown(self.file.path)
             ) from None
         except UNREADABLE as error:
             raise failure(self.file, error, f" from row {self._row} on") from error

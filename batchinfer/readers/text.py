@@ -149,7 +149,7 @@ class TextStream:
             data = self._read()
             if not data:
                 raise StorageError(
-                    f"{shown(self._file.path)}: shorter than when it was read before; it changed"
+                    "shorter than when it was read before; it changed", file=shown(self._file.path)
                 )
             self._ahead = data[offset:]
             offset -= min(offset, len(data))
@@ -176,14 +176,15 @@ class TextStream:
             return text.encode("utf-8", "batchinfer-invalid")
         except UnicodeError as error:  # what no error handler is asked about: no byte order mark, …
             raise UsageError(
-                f"{shown(self._file.path)}: cannot be decoded from line {self._line + 1} on: {error}; "
-                "name another --encoding (utf-16-le, say, where there is no byte order mark)"
+                f"cannot be decoded from line {self._line + 1} on: {error}",
+                file=shown(self._file.path),
+                advice="name another --encoding (utf-16-le, say, where there is no byte order mark)",
             ) from None
 
     def _failure(self, error: BaseException) -> StorageError:
         reason = (getattr(error, "strerror", None) or str(error)).replace("\n", " ")
         return StorageError(
-            f"{shown(self._file.path)}: cannot be read on from line {self._line + 1}: {reason}"
+            f"cannot be read on from line {self._line + 1}: {reason}", file=shown(self._file.path)
         )
 
 

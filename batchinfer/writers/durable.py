@@ -8,6 +8,8 @@
 A rename would replace what another writer committed, and an exclusive create of the final name would
 show readers a half-written file. After a failed fsync the kernel may have dropped the pages: nothing
 is retried on that descriptor, the error goes up and the work is done again at resume.
+
+What is read back is opened by `open_regular`, as the folder may be a stranger's.
 """
 
 from __future__ import annotations
@@ -15,9 +17,39 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from typing import BinaryIO
 
-from batchinfer.errors import StorageError
+from batchinfer.errors import JobMismatchError, StorageError
+
+
+@contextmanager
+def open_regular(path: Path) -> Iterator[BinaryIO]:
+    """Open a file to read, without waiting for anybody.
+
+    Raises JobMismatchError for what is no regular file: a FIFO may have no writer, a device no end.
+    """
+    strange = JobMismatchError(
+        "no regular file, so not written by batchinfer",
+        file=str(path),
+        advice="move it out of the run folder",
+    )
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK)
+    except OSError as error:
+        if error.errno == errno.ENXIO:  # a socket, or a device that is not there
+            raise strange from None
+        raise
+    try:
+        if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+            raise strange
+        with open(descriptor, "rb", closefd=False) as file:
+            yield file
+    finally:
+        os.close(descriptor)
 
 
 def make_directory(path: Path) -> None:

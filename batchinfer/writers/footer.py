@@ -25,8 +25,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.core import BatchBudget, ChunkId, Position, Shard
-from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.errors import JobMismatchError, StorageError, one_line
 from batchinfer.readers.parquet import UNREADABLE
+from batchinfer.writers.durable import open_regular
 
 KEY = b"batchinfer"
 MAGIC = b"PAR1"
@@ -39,7 +40,11 @@ _TAIL_BYTES = 64 << 10
 
 
 class FooterError(Exception):
-    """The file is no readable shard: torn or damaged."""
+    """The file is no readable shard: torn or damaged; `what` says how, without the path."""
+
+    def __init__(self, path: Path, what: str) -> None:
+        super().__init__(f"{path}: {what}")
+        self.what = what
 
 
 def make_footer(
@@ -93,32 +98,31 @@ def seal(content: pa.Buffer) -> pa.Buffer:
     return pa.py_buffer(sealed)
 
 
-def _check_body(content: bytes) -> None:
-    """Compare all bytes in front of a shard's footer with the footer's digest of them."""
+def _has_its_body(content: bytes) -> bool:
+    """Whether the bytes in front of a shard's footer are those that the footer has a digest of."""
     start = len(content) - _footer_size(content[-8:])
     match = _find_digests(content[start:])
     body = memoryview(content)[:start]
-    if match is None or hashlib.sha256(body).hexdigest().encode() != match[1]:
-        raise FooterError("its content is not what was written")
+    return match is not None and hashlib.sha256(body).hexdigest().encode() == match[1]
 
 
 def read_footer(path: Path) -> tuple[Shard, str]:
     """Return the shard that a file's footer describes, and its plan id.
 
     Raises FooterError where the file is torn or damaged, JobMismatchError where it is a whole Parquet
-    file that is not ours, OSError where it cannot be opened.
+    file that is not ours or no regular file at all, OSError where it cannot be opened.
     """
     footer, num_bytes = _read_bytes(path)
     match = _find_digests(footer)
     if match is not None and not _is_intact(footer, match):
-        raise FooterError(f"{path}: its footer is not what was written")
+        raise FooterError(path, "its footer is not what was written")
     try:
         metadata = pq.read_metadata(pa.BufferReader(footer))
     except (pa.ArrowException, OSError) as error:
-        raise FooterError(f"{path}: {error}") from None
+        raise FooterError(path, one_line(error)) from None
     keys = metadata.metadata or {}
     if match is None and KEY in keys:
-        raise FooterError(f"{path}: its footer is not what was written")
+        raise FooterError(path, "its footer is not what was written")
     try:
         document = json.loads(keys[KEY])
         _check_types(document)
@@ -140,10 +144,12 @@ def read_footer(path: Path) -> tuple[Shard, str]:
         plan_id = str(document["plan_id"])
     except (KeyError, ValueError, TypeError, AttributeError):
         raise JobMismatchError(
-            f"{path}: not written by this version of batchinfer; move it out of the run folder"
+            "not written by this version of batchinfer",
+            file=str(path),
+            advice="move it out of the run folder",
         ) from None
     if metadata.num_rows != shard.num_rows:
-        raise FooterError(f"{path}: holds {metadata.num_rows} rows, says {shard.num_rows}")
+        raise FooterError(path, f"holds {metadata.num_rows} rows, says {shard.num_rows}")
     return shard, plan_id
 
 
@@ -167,13 +173,13 @@ def _check_types(document: dict[str, Any]) -> None:
 
 def _read_bytes(path: Path) -> tuple[bytes, int]:
     """A file's footer, with its length and the magic number behind it; and the size of the file."""
-    with path.open("rb") as file:
+    with open_regular(path) as file:
         size = os.fstat(file.fileno()).st_size
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read()
         footer_size = _footer_size(tail[-8:])
         if tail[-4:] != MAGIC or footer_size + len(MAGIC) > size:
-            raise FooterError(f"{path}: no whole Parquet file: torn or damaged")
+            raise FooterError(path, "no whole Parquet file: torn or damaged")
         if footer_size > len(tail):
             file.seek(size - footer_size)
             tail = file.read()
@@ -201,28 +207,27 @@ def read_pages(path: Path) -> pa.Table:
 
     Raises FooterError where the file is not what was written, OSError where it cannot be read.
     """
-    content = path.read_bytes()
+    with open_regular(path) as stored:
+        content = stored.read()
+    if not _has_its_body(content):
+        raise FooterError(path, "its content is not what was written")
     try:
-        _check_body(content)
         file = pq.ParquetFile(pa.BufferReader(content), page_checksum_verification=True)
         return file.read()
-    except (FooterError, *UNREADABLE) as error:
-        raise FooterError(f"{path}: {' '.join(str(error).split())}") from None
-
-
-def check_pages(path: Path) -> None:
-    """Read every page of a shard whose footer was read; raises what `read_pages` raises."""
-    read_pages(path)
+    except UNREADABLE as error:
+        raise FooterError(path, one_line(error)) from None
 
 
 def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
     """Read columns of a shard, comparing every page with its checksum. Raises StorageError."""
     try:
-        return pq.read_table(
-            path, columns=list(names), page_checksum_verification=True, partitioning=None
-        )
+        with open_regular(path) as file:
+            return pq.read_table(
+                file, columns=list(names), page_checksum_verification=True, partitioning=None
+            )
     except (pa.ArrowException, OSError) as error:
         raise StorageError(
-            f"{path}: damaged ({' '.join(str(error).split())}); `batchinfer resume --verify` makes it "
-            "again"
+            f"damaged ({one_line(error)})",
+            file=str(path),
+            advice="`batchinfer resume --verify` makes it again",
         ) from None

@@ -41,8 +41,15 @@ from batchinfer.core import (
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.plan import Plan
-from batchinfer.writers.durable import make_directory, publish, replace, sync_directory
-from batchinfer.writers.footer import FooterError, check_pages, read_columns, read_footer
+from batchinfer.writers.durable import (
+    make_directory,
+    open_regular,
+    publish,
+    replace,
+    sync_directory,
+)
+from batchinfer.writers.footer import FooterError, read_columns, read_footer
+from batchinfer.writers.footer import read_pages as read_all_pages
 
 SUCCESS = "_SUCCESS"
 
@@ -139,7 +146,7 @@ class RunFolder:
         The marks of what they were at stay: `suspects` reads them.
         """
         for leftover in self.temporary.iterdir():
-            kept = leftover.is_dir() or is_mark(leftover.name)
+            kept = leftover.is_dir() or (is_mark(leftover.name) and leftover.is_file())
             if leftover.is_symlink() or not kept:  # a link would be written through
                 leftover.unlink()
 
@@ -155,6 +162,7 @@ class RunFolder:
         Shards of another job go before its plan: killed in between, the folder is the old job,
         unfinished.
         """
+        self.attempts.clear()  # of the other job
         if has_plan(self.path):
             self._remove_shards()
             replace(self.temporary / "plan", self.plan_path, plan.to_json())
@@ -192,7 +200,7 @@ class RunFolder:
             try:
                 shard, plan_id = read_footer(self.data / name)
                 if read_pages:
-                    check_pages(self.data / name)
+                    read_all_pages(self.data / name)
             except FooterError:
                 damaged.append(name)
                 continue
@@ -211,16 +219,14 @@ class RunFolder:
         """The chunks that have no shard yet."""
         return list(pending_spans(plan.segments, shards))
 
-    def failed(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> dict[ChunkId, Span]:
-        """The rows that have errors, as a span of each chunk that has any. Raises StorageError."""
-        spans = {}
+    def failed(self, shards: Mapping[ChunkId, Shard]) -> dict[ChunkId, tuple[int, ...]]:
+        """The rows that have errors, by chunk and counted in it. Raises StorageError."""
+        failed = {}
         for chunk, shard in sorted(shards.items()):
             if shard.num_errors:
                 errors = read_columns(self.data / shard_name(chunk), [ERROR])[ERROR]
-                rows = tuple(np.flatnonzero(pc.is_valid(errors).to_numpy()).tolist())
-                segment = plan.segments[chunk.segment]
-                spans[chunk] = Span(segment, chunk.chunk, shard.start, chunk.chunk + 1, rows)
-        return spans
+                failed[chunk] = tuple(np.flatnonzero(pc.is_valid(errors).to_numpy()).tolist())
+        return failed
 
     def suspects(self, spans: Sequence[Span]) -> list[Span]:
         """The spans up to the last chunk in each that was under way when a run died without a word.
@@ -236,6 +242,7 @@ class RunFolder:
                 if segment == span.segment.index
                 and chunk >= span.first
                 and (span.stop is None or chunk < span.stop)
+                and (span.rows is None or chunk in span.rows)
             ]
             marked -= {ChunkId(span.segment.index, chunk) for chunk in chunks}
             if chunks:
@@ -289,8 +296,7 @@ class RunFolder:
     def finish(self, shards: Mapping[ChunkId, Shard]) -> None:
         """Write _SUCCESS; the caller has seen that no chunk is pending. Checks the listing of data/."""
         # A run died after its commit, before it took the mark away.
-        for chunk in self.attempts.marked():
-            self.attempts.end(chunk)
+        self.attempts.clear()
         if self.is_finished:
             return
         names = set(os.listdir(self.data))
@@ -324,8 +330,10 @@ class RunFolder:
             "max_batch_rows": budget.max_batch_rows,
         }
         publish(self.temporary / "budget", path, json.dumps(content).encode())
+        with open_regular(path) as file:
+            stored = file.read()
         try:
-            frozen = BatchBudget(**json.loads(path.read_bytes()))
+            frozen = BatchBudget(**json.loads(stored))
         except (ValueError, TypeError, RecursionError):
             frozen = BatchBudget(0, 0)
         if not all(type(limit) is int and limit > 0 for limit in dataclasses.astuple(frozen)):
@@ -346,7 +354,8 @@ def load_plan(path: str | os.PathLike[str]) -> Plan | None:
     """The plan of a run folder, or None where there is none."""
     plan_path = Path(path) / "_batchinfer" / "plan.json"
     try:
-        content = plan_path.read_bytes()
+        with open_regular(plan_path) as file:
+            content = file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
     return Plan.from_json(content, str(plan_path))
@@ -376,7 +385,8 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
     if os.path.realpath(path) in _held:
         return True
     try:
-        descriptor = os.open(Path(path) / "_batchinfer" / "lock", os.O_RDONLY)
+        lock = Path(path) / "_batchinfer" / "lock"
+        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
     try:
@@ -391,9 +401,10 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
 def describe_holder(path: str | os.PathLike[str]) -> str:
     """Who holds a run folder, as it said itself."""
     try:
-        holder = json.loads((Path(path) / "_batchinfer" / "holder.json").read_bytes())
+        with open_regular(Path(path) / "_batchinfer" / "holder.json") as file:
+            holder = json.loads(file.read())
         return f"pid {holder['pid']} on {holder['host']}"[:200]
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return "its holder did not say who it is"
 
 

@@ -391,3 +391,20 @@ def test_the_module_imports_neither_torch_nor_transformers() -> None:
     code = f"import sys, {models.__name__}; print('torch' in sys.modules, 'transformers' in sys.modules)"
     run = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert run.stdout.split() == ["False", "False"]
+
+
+def test_the_weights_of_a_folder_that_modules_json_names_are_part_of_the_model(
+    tmp_path: Path,
+) -> None:
+    (tmp_path / "encoder").mkdir()
+    kinds = {"encoder": "Transformer", "pool": "Pooling"}
+    parts = [
+        {"idx": i, "name": str(i), "path": path, "type": f"sentence_transformers.models.{kind}"}
+        for i, (path, kind) in enumerate(kinds.items())
+    ]
+    (tmp_path / "modules.json").write_text(json.dumps(parts))
+    identities = []
+    for content in (b"a", b"b"):
+        (tmp_path / "encoder" / "model.safetensors").write_bytes(content)
+        identities.append(models.find(str(tmp_path), None, False)[1])
+    assert identities[0] != identities[1]

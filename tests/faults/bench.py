@@ -21,6 +21,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
+from multiprocessing import resource_tracker
 from pathlib import Path
 from typing import Any
 
@@ -71,6 +72,7 @@ def import_all() -> None:
     # Children that a command starts are forked from it: a spawned one imports everything anew.
     contexts: Any = multiprocessing.context._concrete_contexts  # type: ignore[attr-defined]
     contexts["spawn"] = _ForkAsSpawn()
+    resource_tracker.ensure_running()  # once, and not in each child
     gc.collect()
     gc.freeze()  # children need not copy pages to collect what they inherited
 

@@ -1,0 +1,112 @@
+"""Whether the inputs are still what a job was planned for, and its shards were made from.
+
+Size and time say so without reading; where they do not, the rows that shards were made from are read
+again. A run raises what it finds (`check_inputs`), `verify` reports it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import stat
+from collections.abc import Mapping
+from contextlib import closing
+
+from batchinfer.core import Chunk, ChunkId, InputFile, Position, Segment, Shard, Span, shard_name
+from batchinfer.errors import JobMismatchError
+from batchinfer.plan import Plan
+from batchinfer.readers import read_chunks
+from batchinfer.readers.base import shown
+
+
+def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
+    """Compare the inputs with what they were when the job was planned.
+
+    A file that was only touched (same size, another time) is read again where shards were committed
+    from it, and the plan that is returned knows its new time. Raises JobMismatchError for a file that
+    was appended to, edited, replaced or removed.
+    """
+    segments = []
+    for segment in plan.segments:
+        now, changes = as_it_is_now(segment)
+        if changes:
+            raise changes[0]
+        segments.append(now)
+    committed: dict[int, list[Shard]] = {}
+    for chunk in sorted(shards):
+        committed.setdefault(chunk.segment, []).append(shards[chunk])
+    for before, after in zip(plan.segments, segments, strict=True):
+        if before != after and (made := committed.get(after.index)):
+            with closing(SegmentAgain(after, plan, last=made[-1].id.chunk)) as again:
+                for shard in made:
+                    again.chunk_of(shard)
+    return dataclasses.replace(plan, segments=tuple(segments))
+
+
+def as_it_is_now(segment: Segment) -> tuple[Segment, list[JobMismatchError]]:
+    """A segment with the present times of its files; an error for each that is gone or has another size.
+
+    A file that was merely touched is read as well, under its new time.
+    """
+    files: list[InputFile] = []
+    changes: list[JobMismatchError] = []
+    for file in segment.files:
+        try:
+            status = os.stat(file.path)
+        except OSError as error:
+            what = f"was there when the job was planned and cannot be read now ({error.strerror})"
+            changes.append(_changed(file, what, "put it back, or "))
+            continue
+        if not stat.S_ISREG(status.st_mode):  # whoever reads a FIFO waits for its writer
+            changes.append(_changed(file, "is no regular file any more"))
+        elif status.st_size != file.size:
+            sizes = f"{file.size:,} bytes then, {status.st_size:,} now"
+            changes.append(_changed(file, f"changed since the job was planned ({sizes})"))
+        files.append(dataclasses.replace(file, mtime_ns=status.st_mtime_ns))
+    return dataclasses.replace(segment, files=tuple(files)), changes
+
+
+class SegmentAgain:
+    """A segment, read again up to the chunk `last`, beside the shards that were made from it.
+
+    `num_rows` counts the rows read so far; `ended`: they are all that the segment has.
+    """
+
+    def __init__(self, segment: Segment, plan: Plan, last: int) -> None:
+        self.num_rows = 0
+        self.ended = False
+        self._segment = segment
+        span = Span(segment, first=0, start=Position(), stop=last + 1)
+        self._chunks = read_chunks(span, plan.chunk_rows, plan.read_options)
+
+    def chunk_of(self, shard: Shard) -> Chunk:
+        """The chunk that a shard was made from; shards are asked for in order, some may be left out.
+
+        Raises JobMismatchError where it is not what the shard was made from, and what `read_chunks`
+        raises.
+        """
+        for chunk in self._chunks:
+            self.num_rows += chunk.num_rows
+            self.ended = chunk.ends_segment
+            if chunk.id == shard.id:
+                there = (chunk.digest, chunk.start, chunk.next, chunk.ends_segment)
+                if there != (shard.digest, shard.start, shard.next, shard.ends_segment):
+                    raise _changed(
+                        self._segment.files[chunk.start.file],
+                        f"changed since rows of it were answered: {shard_name(shard.id)} was made from "
+                        f"other rows than stand there from row {chunk.start.row:,} on",
+                    )
+                return chunk
+        raise _changed(
+            self._segment.files[-1],
+            "changed since rows of it were answered: it has fewer rows than were answered",
+        )
+
+    def close(self) -> None:
+        """Read no further."""
+        self._chunks.close()
+
+
+def _changed(file: InputFile, what: str, otherwise: str = "") -> JobMismatchError:
+    advice = f"{otherwise}start anew with another --output"
+    return JobMismatchError(what, file=shown(file.path), advice=advice)
