@@ -365,6 +365,11 @@ def require_plan(path: str | os.PathLike[str]) -> Plan:
     """The plan of a run folder. Raises UsageError where the folder is none."""
     plan = load_plan(path)
     if plan is None:
+        if (Path(path) / "_batchinfer").is_dir():
+            raise UsageError(
+                f"{path}: the run that was begun here ended before it had a plan; start it again with "
+                "`batchinfer run`"
+            )
         raise UsageError(
             f"{path}: not a run folder of batchinfer (it has no _batchinfer/plan.json)"
         )
