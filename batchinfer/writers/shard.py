@@ -97,7 +97,7 @@ class ShardWriter:
             return self._renew(name, answered.chunk, table, answered.rows)
         shard, content = self._serialize(name, answered.chunk, table, revision=0)
         if not self.folder.commit(name, memoryview(content)):
-            _, plan_id = read_footer(self.folder.data / name)
+            shard, plan_id = read_footer(self.folder.data / name)  # the other worker's stands
             if plan_id != self.plan.id:
                 raise JobMismatchError(f"{shard.path}: another job has committed this shard")
         return shard

@@ -63,3 +63,5 @@ def test_the_published_figures_agree() -> None:
     readme = " ".join((ROOT / "README.md").read_text().split())
     (counted,) = sentence.findall(report)
     assert sentence.findall(readme) == [counted]
+    (mutants,) = re.findall(r"Each of these (\d+) mutants", report)
+    assert re.findall(r"(\d+) deliberately broken protocols", readme) == [mutants]
