@@ -139,8 +139,11 @@ class RunConfig(BaseModel):
     task: Literal["auto", "classify", "embed"] = knob(
         "auto", "What the model does; auto: found from the model", MODEL
     )
-    engine: Literal["auto", "local", "fake"] = knob(
-        "auto", "local: transformers; fake: no model, a deterministic answer from the text", MODEL
+    engine: Literal["auto", "local", "openvino", "fake"] = knob(
+        "auto",
+        "local: transformers; openvino: the same model exported (pip install 'batchinfer[openvino]'); "
+        "fake: no model, a deterministic answer from the text",
+        MODEL,
     )
     dtype: Literal["auto", "float32", "bfloat16", "float16"] = knob(
         "auto", "Precision of the weights; auto: bfloat16 where the hardware is fast in it", MODEL
@@ -201,6 +204,21 @@ class RunConfig(BaseModel):
         "How the model attends; auto: packed, without padding, where a GPU can",
         SPEED,
         free=True,
+    )
+    compile: bool = knob(
+        False, "Compile the model for the device (torch.compile; slow to start)", SPEED, free=True
+    )
+    threads: AutoInt = knob(
+        None, "CPU threads that the model computes with [default: every core]", SPEED, free=True,
+        ge=1, le=1024,
+    )  # fmt: skip
+    profile: Text = knob(
+        "auto",
+        "Settings found by `batchinfer tune`: auto (those kept for this device and model), none, or "
+        "a file",
+        SPEED,
+        free=True,
+        min_length=1,
     )
     max_batch_tokens: AutoInt = knob(
         None,

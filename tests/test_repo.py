@@ -72,7 +72,7 @@ def test_imports_point_one_way() -> None:
 @pytest.mark.parametrize(
     ("heavy", "homes"),
     [
-        ("torch", {"attention.py", "dataloader.py", "local.py", "weights.py"}),
+        ("torch", {"attention.py", "cpu.py", "dataloader.py", "devices.py", "local.py", "weights.py"}),
         ("transformers", {"local.py", "models.py"}),
         ("pandas", set()),
         ("rich", set()),

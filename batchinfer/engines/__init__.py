@@ -42,9 +42,9 @@ def resolve_dtype(config: RunConfig) -> str:
     """The precision that `auto` stands for on this machine."""
     if config.engine == "fake":
         return "float32"
-    from batchinfer.engines import local
+    from batchinfer.engines import devices
 
-    return local.resolve_dtype(config.dtype, config.device)
+    return devices.resolve_dtype(config.dtype, config.device)
 
 
 def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> Encoder:
@@ -72,6 +72,8 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         dtype=config.dtype,
         device=config.device,
         attention=config.attention,
+        threads=config.threads,
+        compile=config.compile,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )

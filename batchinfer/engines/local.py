@@ -24,14 +24,12 @@ from batchinfer.core import Answers, Batch, BatchBudget, ChunkId
 from batchinfer.engines import attention as packing
 from batchinfer.engines import weights
 from batchinfer.engines.base import Engine, reason
+from batchinfer.engines.devices import BUDGET_TOKENS, device_kind, resolve_device, resolve_dtype
 from batchinfer.errors import UsageError
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
 
-#: Measured on a CPU with 2 cores: 2,048-4,096 tokens are best, 8 k reach 0.95 and 32 k 0.61 of it.
-#: A GPU wants its launches to be long: 32 k and more.
-_BUDGET_TOKENS = {"cpu": 4096, "mps": 8192, "cuda": 32768}
 #: Batches that a GPU has before it at a time: one computes, one waits, one is being landed.
 _IN_FLIGHT = 3
 #: Packed answers may differ from those of rows alone by this share, or by three times what padding
@@ -39,56 +37,6 @@ _IN_FLIGHT = 3
 #: 0.002; rows that see their neighbours 0.6, positions off by one 1.2 (in a tiny classifier 0.3).
 _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_OF_HALVES = 0.03
-
-
-def resolve_device(device: str) -> str:
-    """The device that `auto` stands for: cuda, else mps, else cpu.
-
-    Raises UsageError where the device that was named is not there, or is none.
-    """
-    if device == "auto":
-        if torch.cuda.is_available():
-            return "cuda"
-        return "mps" if torch.backends.mps.is_available() else "cpu"
-    kind, _, index = device.partition(":")
-    if kind not in _BUDGET_TOKENS or (index and (kind != "cuda" or not index.isdecimal())):
-        raise UsageError(f"--device {device}: should be auto, cpu, cuda, cuda:N or mps")
-    if kind == "cuda":
-        found = torch.cuda.device_count()
-        if int(index or 0) >= found:
-            raise UsageError(f"--device {device}: not available: {found} CUDA devices were found")
-    if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: not available on this machine")
-    return device
-
-
-def resolve_dtype(dtype: str, device: str) -> str:
-    """The precision that `auto` stands for: bfloat16 where the device is fast in it, else float32.
-
-    Raises UsageError where the device is not there.
-    """
-    device = resolve_device(device)
-    if dtype != "auto":
-        return dtype
-    if device.startswith("cuda"):
-        fast = torch.cuda.get_device_capability(device) >= (8, 0)
-    else:
-        fast = device == "cpu" and _cpu_is_fast_in_bfloat16()
-    return "bfloat16" if fast else "float32"
-
-
-def _cpu_is_fast_in_bfloat16() -> bool:
-    # AVX-512 bf16 or AMX; without them bfloat16 is emulated and several times slower than float32.
-    # Both ways to ask are private, and which one there is depends on the release of torch.
-    for owner, name in (
-        (torch.cpu, "_is_avx512_bf16_supported"),
-        (torch.cpu, "_is_amx_tile_supported"),
-    ):
-        ask = getattr(owner, name, None)
-        if ask is not None and ask():
-            return True
-    capabilities: Mapping[str, Any] = getattr(torch.cpu, "get_capabilities", dict)() or {}
-    return any(capabilities.get(name) for name in ("avx512_bf16", "amx_bf16", "amx_tile"))
 
 
 #: Shape and type of each field of answers that travel as bytes.
@@ -134,6 +82,8 @@ class LocalEngine(Engine):
         dtype: str = "auto",
         device: str = "auto",
         attention: str = "auto",
+        threads: int | None = None,
+        compile: bool = False,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -141,9 +91,9 @@ class LocalEngine(Engine):
         self.device = torch.device(resolve_device(device))
         self.dtype = resolve_dtype(dtype, device)
         on_cuda = self.device.type == "cuda"
-        self.device_kind = torch.cuda.get_device_name(self.device) if on_cuda else self.device.type
+        self.device_kind = device_kind(device)
         self.default_budget = BatchBudget(
-            max_batch_tokens=_BUDGET_TOKENS[self.device.type], max_batch_rows=4096
+            max_batch_tokens=BUDGET_TOKENS[self.device.type], max_batch_rows=4096
         )
         own = "" if attention in ("auto", "packed") else attention
         self.model = weights.load(

@@ -15,9 +15,10 @@ import pytest
 import torch
 
 from batchinfer.core import Batch, BatchBudget, ChunkId
-from batchinfer.engines import attention, local
+from batchinfer.engines import attention, devices, local
 from batchinfer.engines.base import DeviceLostError
-from batchinfer.engines.local import LocalEngine, resolve_device, resolve_dtype
+from batchinfer.engines.devices import resolve_device, resolve_dtype
+from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks import create_task
@@ -124,7 +125,7 @@ def test_a_device_that_is_not_there_is_a_usage_error(monkeypatch: pytest.MonkeyP
 
 def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None:
     for fast, dtype in [(True, "bfloat16"), (False, "float32")]:
-        monkeypatch.setattr(local, "_cpu_is_fast_in_bfloat16", lambda fast=fast: fast)
+        monkeypatch.setattr(devices, "_cpu_is_fast_in_bfloat16", lambda fast=fast: fast)
         assert resolve_dtype("auto", "cpu") == dtype
         assert resolve_dtype("float16", "cpu") == "float16"
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
