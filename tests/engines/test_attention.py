@@ -15,7 +15,7 @@ from transformers import AutoModel
 
 from batchinfer.batching import make_batches
 from batchinfer.core import BatchBudget
-from batchinfer.engines import attention
+from batchinfer.engines import attention, cpu
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import UsageError
@@ -85,7 +85,7 @@ def test_packed_classifiers_that_look_at_the_mean_get_the_mean(
 def test_packed_pairs_keep_their_type_ids(made_model: Made) -> None:
     folder = made_model("bert", HEAD, num_labels=3)
     firsts, seconds = made.texts(40, seed=5), made.texts(40, seed=6)
-    expected = ask(folder, firsts, seconds).values
+    expected = ask(folder, firsts, seconds, attention="sdpa").values
     found = ask(folder, firsts, seconds, attention="packed", budget=BUDGET).values
     np.testing.assert_allclose(found["score"], expected["score"], rtol=0, atol=1e-4)
     alone = ask(folder, firsts, attention="packed").values["score"]
@@ -124,10 +124,18 @@ def test_a_packed_batch_holds_no_padding_and_says_where_rows_begin(made_model: M
     assert "attention_mask" not in inputs
 
 
-def test_a_cpu_pads_unless_told_otherwise(made_model: Made) -> None:
-    engine = engine_of(made_model("bert"), device="cpu")
+def test_a_cpu_packs_where_it_can_unless_told_otherwise(
+    made_model: Made, caplog: pytest.LogCaptureFixture
+) -> None:
+    assert engine_of(made_model("bert"), device="cpu").is_packed
+    with caplog.at_level(logging.INFO):
+        engine = engine_of(made_model("gpt2"), device="cpu")
     assert not engine.is_packed
-    assert engine.model.config._attn_implementation != attention.PACKED
+    assert "rows are padded, not packed: there is no packed embed for GPT2Model" in caplog.text
+    for own in ("sdpa", "eager"):
+        engine = engine_of(made_model("bert"), device="cpu", attention=own)
+        assert not engine.is_packed
+        assert engine.model.config._attn_implementation == own
 
 
 @pytest.mark.parametrize(
@@ -161,14 +169,12 @@ def test_a_model_that_sees_across_rows_is_caught_at_the_start_and_padded(
 ) -> None:
     folder = made_model("bert", head)
     task = "embed" if head == "Model" else "classify"
-    expected = ask(folder, TEXTS, task=task)
-    monkeypatch.setattr(attention, "_by_row", no_neighbourhood)
+    expected = ask(folder, TEXTS, task=task, attention="sdpa")
+    monkeypatch.setattr(attention, "_by_length", no_neighbourhood)
     with pytest.raises(UsageError, match="packed answers differ by"):
         engine_of(folder, task, attention="packed", device="cpu")
-    engine = engine_of(folder, task, device="cpu")
-    caplog.clear()
     with caplog.at_level(logging.WARNING):
-        engine._pack(is_wish=False)
+        engine = engine_of(folder, task, device="cpu")
     assert not engine.is_packed
     assert "rows are padded, not packed: packed answers differ by" in caplog.text
     # and it answers as ever: the hook and the implementation of the attempt do no harm
@@ -185,8 +191,8 @@ def test_other_ways_to_be_wrong_are_caught_too(
     task = "embed"
     folder = made_model("modernbert")
     if fault == "window":
-        real = attention._by_row
-        monkeypatch.setattr(attention, "_by_row", lambda *a: real(*a[:-1], (-1, -1)))
+        real = attention._by_length
+        monkeypatch.setattr(attention, "_by_length", lambda *a: real(*a[:-1], (-1, -1)))
     elif fault == "position":
         folder = made_model("roberta")
         monkeypatch.setattr(attention, "first_position", lambda config: 0)
@@ -250,11 +256,12 @@ def test_a_packed_forward_asks_the_device_for_nothing(
         folder = made_model(architecture)
     else:
         folder = made_model(architecture, HEAD, num_labels=3, **config)
+    monkeypatch.setattr(cpu, "optimize", lambda model, fuses: "")  # its weights are of a CPU alone
     engine = engine_of(folder, task, attention="packed", device="cpu")
     engine.device, engine.model = torch.device("meta"), engine.model.to("meta")
     with pytest.raises(NotImplementedError, match="meta tensor"):  # the rows' bounds, as a list
         engine._forward(batch_of(7, 5, 2))
-    monkeypatch.setattr(attention, "_by_row", lambda query, *_: torch.empty_like(query))
+    monkeypatch.setattr(attention, "_by_length", lambda query, *_: torch.empty_like(query))
     for name, value in engine._forward(batch_of(7, 5, 2)).items():
         assert value.is_meta
         assert tuple(value.shape) == (3, *engine.task.answers[name].shape)
@@ -267,7 +274,7 @@ def of_release(release: str) -> Any:
         assert gqa or q.shape[1] == k.shape[1], (
             "the kernel wants as many heads of keys as of queries"
         )
-        return attention._by_row(q, k, v, bounds, int(bounds.diff().max()), scale, window)
+        return attention._by_length(q, k, v, bounds, int(bounds.diff().max()), scale, window)
 
     def varlen_2_10(
         q: Any,
@@ -315,7 +322,7 @@ def test_the_kernel_is_called_as_each_release_of_torch_wants_it(
     torch.manual_seed(0)
     q, (k, v) = torch.randn(9, 4, 8), torch.randn(2, 9, heads_of_keys, 8)
     bounds = torch.tensor([0, 6, 9], dtype=torch.int32)
-    expected = attention._by_row(q, k, v, bounds, 6, scaling, window)
+    expected = attention._by_length(q, k, v, bounds, 6, scaling, window)
     found = attention._by_kernel(q, k, v, bounds, 6, scaling, window)
     torch.testing.assert_close(found, expected)
 

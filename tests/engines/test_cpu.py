@@ -1,0 +1,174 @@
+"""The CPU recipe: faster layers say what a model's own say, or are not put in their place."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+from transformers import AutoModel
+
+from batchinfer.engines import attention, cpu
+from batchinfer.engines.local import LocalEngine
+from batchinfer.engines.models import describe
+from batchinfer.tasks import create_task
+from tests.engines import made
+from tests.engines.conftest import Made, ask
+from tests.engines.test_parity import one_by_one
+
+
+def states_of(model: Any, folder: Path) -> torch.Tensor:
+    outputs = one_by_one(model, folder, made.texts(12, seed=3))
+    return torch.cat([out.last_hidden_state[0] for out in outputs])
+
+
+@pytest.mark.parametrize("architecture", sorted({*attention._TASKS, "gpt2"}))
+def test_an_optimized_model_answers_as_before_in_float32(
+    made_model: Made, architecture: str
+) -> None:
+    folder = made_model(architecture)
+    model = AutoModel.from_pretrained(folder).eval()
+    expected = states_of(model, folder)
+    done = cpu.optimize(model, fuses=attention.is_listed(model))
+    assert (
+        any(isinstance(m, cpu.PrepackedLinear) for m in model.modules()) or architecture == "gpt2"
+    )
+    assert done, "the log should say something"
+    torch.testing.assert_close(states_of(model, folder), expected, rtol=1e-4, atol=1e-4)
+
+
+def test_berts_layers_are_all_replaced(made_model: Made) -> None:
+    model = AutoModel.from_pretrained(made_model("bert")).eval()
+    layers = model.config.num_hidden_layers
+    done = cpu.optimize(model, fuses=True)
+    assert f"activations ({layers})" in done
+    assert f"joined projections ({layers})" in done
+    assert f"residuals ({2 * layers})" in done
+    assert not any(isinstance(m, nn.Linear) for m in model.encoder.modules())
+    assert isinstance(model.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
+
+
+def test_in_bfloat16_the_answers_are_no_further_from_float32_than_before(made_model: Made) -> None:
+    folder = made_model("bert")
+    exact = states_of(AutoModel.from_pretrained(folder).eval(), folder)
+    model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
+    before = attention.distance(states_of(model, folder), exact)
+    assert "joined projections" in cpu.optimize(model, fuses=True)
+    after = attention.distance(states_of(model, folder), exact)
+    assert 0 < after < 1.2 * before
+
+
+def test_a_layer_that_says_something_else_stays_out(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = made_model("bert")
+    model = AutoModel.from_pretrained(folder).eval()
+    expected = states_of(model, folder)
+    monkeypatch.setattr(cpu, "_is_supported", lambda dtype: True)
+    real = cpu.PrepackedLinear.forward
+    monkeypatch.setattr(cpu.PrepackedLinear, "forward", lambda self, x: real(self, x) * 1.01)
+    monkeypatch.setattr(cpu.PrepackedLinear, "plus", lambda self, x, y: real(self, x) - y)
+    assert cpu.optimize(model, fuses=True) == "none"
+    assert torch.equal(states_of(model, folder), expected)
+
+
+def test_a_release_without_the_operators_keeps_the_models_own_layers(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    model = AutoModel.from_pretrained(made_model("bert")).eval()
+    monkeypatch.setattr(torch.ops.mkldnn, "_linear_pointwise", None, raising=False)
+    assert cpu.optimize(model, fuses=True) == "plain layers in float32"
+    assert not any(isinstance(m, cpu.PrepackedLinear) for m in model.modules())
+
+
+def test_float16_is_left_alone(made_model: Made) -> None:
+    model = AutoModel.from_pretrained(made_model("bert"), dtype=torch.float16).eval()
+    assert cpu.optimize(model, fuses=True) == "plain layers in float16"
+
+
+class Adapted(nn.Linear):
+    """As adapters and quantisers do: a linear layer that is more than one."""
+
+
+def test_only_plain_layers_are_replaced() -> None:
+    embedding = nn.Embedding(80, 64)
+    tied = nn.Linear(64, 80, bias=False)
+    tied.weight = embedding.weight
+    hooked = nn.Linear(64, 64)
+    hooked.register_forward_pre_hook(lambda _, states: states)
+    model = nn.ModuleDict(
+        {
+            "embedding": embedding, "tied": tied, "hooked": hooked, "adapted": Adapted(64, 64),
+            "small": nn.Linear(64, 3), "other": nn.Linear(64, 64, dtype=torch.float16),
+            "plain": nn.Linear(64, 64),
+        }
+    )  # fmt: skip
+    assert cpu.optimize(model, fuses=True) == "prepacked layers (1)"
+    assert isinstance(model["plain"], cpu.PrepackedLinear)
+    assert model["tied"] is tied
+
+
+def test_joined_projections_serve_each_input_and_keep_nothing() -> None:
+    torch.manual_seed(0)
+    layers = [nn.Linear(64, size) for size in (64, 32, 32)]
+    joined = cpu.JoinedProjections(layers)
+    parts = [cpu.Projection(joined, i, layer) for i, layer in enumerate(layers)]
+    first, second = torch.randn(2, 5, 64)
+    for states in (first, second, first):
+        for part, layer in zip(parts, layers, strict=True):
+            torch.testing.assert_close(part(states), layer(states), rtol=1e-4, atol=1e-5)
+    assert joined._states is None and not joined._parts
+    # asked in another order, or for the same one twice, they still answer for their own input
+    torch.testing.assert_close(parts[2](first), layers[2](first), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts[2](first), layers[2](first), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(parts[0](second), layers[0](second), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("window", [(-1, -1), (2, 2), (-1, 0), (3, 0)])
+@pytest.mark.parametrize("length", [1, 3, 9])
+def test_attention_by_products_is_that_of_pytorch(
+    monkeypatch: pytest.MonkeyPatch, window: tuple[int, int], length: int
+) -> None:
+    torch.manual_seed(0)
+    q, k, v = torch.randn(3, 2, 4, length, 16)
+    left, right = (length if side < 0 else side for side in window)
+    offset = torch.arange(length) - torch.arange(length)[:, None]
+    seen = (offset >= -left) & (offset <= right)
+    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.2)
+    found = attention._attend_alike(q, k, v, 0.2, window)
+    torch.testing.assert_close(found, expected)
+    torch.testing.assert_close(attention._by_products(q, k, v, 0.2, seen), expected)
+    monkeypatch.setattr(attention, "has_matrix_unit", lambda: False)
+    halves = attention._attend_alike(*(x.bfloat16() for x in (q, k, v)), 0.2, window)
+    assert attention.distance(halves, expected) < 0.02
+
+
+def test_a_container_with_a_quota_gets_no_more_threads_than_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(cpu.os, "sched_getaffinity", lambda _: set(range(64)), raising=False)
+    assert cpu.usable_cores(tmp_path) == 64
+    for line, cores in [("250000 100000", 3), ("50000 100000", 1), ("max 100000", 64), ("?", 64)]:
+        (tmp_path / "cpu.max").write_text(line + "\n")
+        assert cpu.usable_cores(tmp_path) == cores
+
+
+def test_the_number_of_threads_is_the_users(made_model: Made) -> None:
+    before = torch.get_num_threads()
+    spec, folder = describe(str(made_model("bert")), task="embed")
+    try:
+        LocalEngine(
+            create_task(spec, "text", None), folder, dtype="float32", device="cpu", threads=1
+        )
+        assert torch.get_num_threads() == 1
+    finally:
+        torch.set_num_threads(before)
+
+
+def test_verbose_says_what_was_done(made_model: Made, caplog: pytest.LogCaptureFixture) -> None:
+    with caplog.at_level(logging.DEBUG, logger="batchinfer"):
+        ask(made_model("bert"), ["one text"], task="embed")
+    assert "joined projections" in caplog.text and "threads" in caplog.text
