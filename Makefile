@@ -2,13 +2,15 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+CORPORA := $(or $(BATCHINFER_CORPORA),../shared/data)
+RESULT ?= peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types faults bench clean
+.PHONY: help demo test check format lint types faults bench bench-peers tables clean
 
 help:  ## show the targets
-	@grep -E '^[a-z]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 12
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
 
 $(VENV)/.runtime: pyproject.toml constraints.txt
 	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -43,6 +45,20 @@ faults: $(VENV)/.dev  ## every kill, full disk and power cut there is; writes do
 
 bench: $(VENV)/.runtime  ## the pipeline without a model: rows a second, peak memory
 	@$(BIN)/python benchmarks/pipeline.py
+
+$(VENV)/.bench: $(VENV)/.dev
+	@echo "installing what batchinfer is measured against ..."
+	@$(PIP) --editable '.[dev,bench]'
+	@touch $@
+
+bench-peers: $(VENV)/.bench  ## whole runs beside other libraries (hours); RESULT=name ARGUMENTS='--models minilm'
+	@$(BIN)/python -m benchmarks.peers --out benchmarks/results/$(RESULT).json $(ARGUMENTS) --corpus \
+		$(CORPORA)/gsm8k/grade_school_math/data/test.jsonl \
+		$$(find $(CORPORA)/self-instruct -name '*.jsonl' | sort)
+	@$(BIN)/python -m benchmarks.tables
+
+tables: $(VENV)/.runtime  ## the tables of README.md and docs/performance.md, from benchmarks/results
+	@$(BIN)/python -m benchmarks.tables
 
 clean:  ## remove what was built and the virtual environment
 	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -110,7 +110,7 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
     config = RunConfig.load({"model": model, **settings}, environ={})
     if config.engine == "auto":
         config = config.model_copy(update={"engine": "local"})
-    if config.engine == "local" and not config.model:
+    if config.engine != "fake" and not config.model:
         raise UsageError("no model: name a hub id or a local folder")
     return config.model_copy(update={"dtype": resolve_dtype(config)})
 

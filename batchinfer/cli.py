@@ -5,27 +5,27 @@ Nothing heavy is imported until a command needs it: `--help` stays under 0.3 s.
 
 from __future__ import annotations
 
-import inspect
 import json
 import logging
 import os
+import shutil
 import signal
 import sys
 import traceback
-import typing
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict
 from itertools import islice
 from types import FrameType
-from typing import TYPE_CHECKING, Annotated, Any, Literal, TextIO
+from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
 from batchinfer import __version__
-from batchinfer.config import RunConfig, flag_name, knob_of, parts_of
+from batchinfer.config import RunConfig, knob_of, seconds_of
 from batchinfer.errors import BatchInferError, without_secrets
 from batchinfer.lean import spare_pandas
+from batchinfer.options import options_of
 
 if TYPE_CHECKING:
     from batchinfer.reporting.failures import Failure, Reason
@@ -53,76 +53,15 @@ NoProgress = Annotated[bool, typer.Option("--no-progress", help="Show no progres
 Output = Annotated[str, typer.Argument(metavar="OUT", help="Run folder")]
 
 
-def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each of these fields of RunConfig.
-
-    The command receives those that were given as the mapping `flags`; values stay strings, so that
-    one place, the model, validates flags, environment and YAML alike.
-    """
-
-    def decorate(command: Callable[..., None]) -> Callable[..., None]:
-        own = [
-            p
-            for n, p in inspect.signature(command, eval_str=True).parameters.items()
-            if n != "flags"
-        ]
-        arguments = [p for p in own if p.kind is not inspect.Parameter.KEYWORD_ONLY]
-        options = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
-
-        def call(**values: Any) -> None:
-            flags = {n: values.pop(n) for n in names}
-            command(**values, flags={n: v for n, v in flags.items() if v is not None and v != []})
-
-        parameters = [*arguments, *(_option(name) for name in names), *options]
-        call.__name__, call.__doc__ = command.__name__, command.__doc__
-        call.__annotations__ = {p.name: p.annotation for p in parameters}
-        vars(call)["__signature__"] = inspect.Signature(parameters)
-        return call
-
-    return decorate
-
-
-def _option(name: str) -> inspect.Parameter:
-    field, knob = RunConfig.model_fields[name], knob_of(name)
-    flag = flag_name(name)
-    annotation: Any = str | None
-    declarations = [flag]
-    parts = parts_of(name)
-    metavar = "N" if int in parts else "TEXT"
-    if field.annotation is bool:
-        annotation = bool | None
-        declarations = [f"{flag}/--no-{flag[2:]}"] if field.default else [flag]
-    elif tuple in parts or dict in parts:
-        annotation = list[str] | None
-        metavar = "NAME=TYPE" if dict in parts else "NAME"
-    elif typing.get_origin(field.annotation) is Literal:
-        metavar = "|".join(typing.get_args(field.annotation))
-    if knob["flag"] and not knob["flag"].startswith("--"):
-        declarations.append(knob["flag"])
-    help_text = field.description or ""
-    if (
-        "[default" not in help_text
-        and field.default not in ("", None, (), False)
-        and field.default != {}
-    ):
-        shown = "on" if field.default is True else field.default
-        help_text += f" [default: {shown}]"
-    option = typer.Option(
-        *declarations,
-        help=help_text,
-        show_default=False,
-        metavar=metavar,
-        rich_help_panel=knob["panel"],
-    )
-    return inspect.Parameter(
-        name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]
-    )
-
-
 _RUN_FLAGS = [name for name in RunConfig.model_fields if name != "inputs"]
 #: A plan cannot give these: whoever wrote it may be another than who resumes it.
 _CONSENTS = ("trust_remote_code", "allow_pickle")
 _RESUME_FLAGS = [name for name in _RUN_FLAGS if knob_of(name)["free"] or name in _CONSENTS]
+#: What a run writes, and when it stops, is no matter of its speed.
+_NOT_TUNED = (
+    "output", "keep", "output_prefix", "chunk_rows", "max_errors", "deadline", "batch_timeout", "profile",
+)  # fmt: skip
+_TUNE_FLAGS = [name for name in _RUN_FLAGS if name not in _NOT_TUNED]
 
 
 @app.command("run")
@@ -189,6 +128,54 @@ def resume_command(
             **changes,
         )
     _finish(report, as_json=json, quiet=quiet)
+
+
+@app.command("tune")
+@options_of(_TUNE_FLAGS)
+def tune_command(
+    inputs: Annotated[
+        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Files, globs or folders")
+    ] = None,
+    *,
+    flags: Mapping[str, Any],
+    config: ConfigFile = None,
+    max_seconds: Annotated[
+        str, typer.Option("--max-seconds", metavar="TIME", help="What takes longer is not tried")
+    ] = "90",
+    profile: Annotated[
+        str | None,
+        typer.Option("--profile", metavar="FILE", help="Write here [default: the user's cache]"),
+    ] = None,
+    plot: Annotated[
+        str | None,
+        typer.Option("--plot", metavar="FILE", help="Also draw the plot, as .png or .svg"),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Find out what runs the model fastest on this input; `run` picks it up."""
+    given = {**flags, **({"inputs": tuple(inputs)} if inputs else {})}
+    job = RunConfig.load({**given, **({"profile": profile} if profile else {})}, config)
+    _set_up_logging(quiet, verbose)
+    spare_pandas()
+    from batchinfer.tuning.command import run_tune
+
+    report = run_tune(
+        job,
+        max_seconds=seconds_of("--max-seconds", max_seconds),
+        plot=plot,
+        shows_table=not (quiet or no_progress or json) and _is_terminal(sys.stderr),
+        shows_lines=not (quiet or no_progress),
+        command=(inputs or [], {**flags, **({"profile": profile} if profile else {})}, config),
+    )
+    if json:
+        _print(_to_json(report.to_dict()))
+    elif not quiet:
+        encoding = (sys.stdout and sys.stdout.encoding) or "ascii"
+        width = shutil.get_terminal_size().columns
+        _print(report.to_text(width, ascii_only=not encoding.lower().startswith("utf")))
 
 
 @app.command("status")

@@ -201,12 +201,12 @@ class RunConfig(BaseModel):
     device: str = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
     attention: Literal["auto", "packed", "sdpa", "eager"] = knob(
         "auto",
-        "How the model attends; auto: packed, without padding, where a GPU can",
+        "How the model attends; auto: packed, without padding, where the architecture allows it",
         SPEED,
         free=True,
     )
     compile: bool = knob(
-        False, "Compile the model for the device (torch.compile; slow to start)", SPEED, free=True
+        False, "Compile the model with torch.compile (CUDA; slow to start)", SPEED, free=True
     )
     threads: AutoInt = knob(
         None, "CPU threads that the model computes with [default: every core]", SPEED, free=True,
@@ -284,6 +284,17 @@ class RunConfig(BaseModel):
                 where = f"{config_file}:{lines.get(name, 1)}: {name}"
             reason = detail["msg"].removeprefix("Value error, ")
             raise UsageError(f"{where}: {reason}, got {_shown(detail.get('input'))}") from None
+
+
+def seconds_of(flag: str, value: str) -> float:
+    """The seconds that the value of a flag says. Raises UsageError where it says none, or nothing."""
+    try:
+        seconds = _seconds(value)
+    except ValueError as error:
+        raise UsageError(f"{flag}: {error}, got {_shown(value)}") from None
+    if not seconds or seconds <= 0:
+        raise UsageError(f"{flag}: should be more than 0, got {_shown(value)}")
+    return float(seconds)
 
 
 def flag_name(name: str) -> str:

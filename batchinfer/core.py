@@ -8,6 +8,7 @@ existence is the record that the work is done. No torch here.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, NamedTuple
@@ -15,6 +16,8 @@ from typing import Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+
+from batchinfer.stages import StageSeconds
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -249,12 +252,14 @@ class LoadedChunk:
     """A chunk with its batches, ready for the device. There is always at least one batch.
 
     `rows`: the rows that the requests are of, where the others have answers already; None: all.
+    `seconds`: what it took to load, in whichever process.
     """
 
     chunk: Chunk
     requests: Requests
     batches: Sequence[Batch]
     rows: tuple[int, ...] | None = None
+    seconds: StageSeconds = field(default_factory=StageSeconds)
 
     @property
     def num_rows(self) -> int:
@@ -262,8 +267,7 @@ class LoadedChunk:
         return self.chunk.num_rows if self.rows is None else len(self.rows)
 
     def pin_memory(self) -> LoadedChunk:
-        pinned = [batch.pin_memory() for batch in self.batches]
-        return LoadedChunk(self.chunk, self.requests, pinned, self.rows)
+        return dataclasses.replace(self, batches=[batch.pin_memory() for batch in self.batches])
 
 
 @dataclass(frozen=True, slots=True)

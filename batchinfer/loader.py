@@ -15,6 +15,7 @@ from batchinfer.batching import make_batches
 from batchinfer.core import BatchBudget, Chunk, LoadedChunk, Span
 from batchinfer.errors import Interrupted
 from batchinfer.readers import ReadOptions, read_chunks
+from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
 from batchinfer.tokenization import Encoder
 
@@ -36,12 +37,13 @@ class Loader:
 
     def load(self, span: Span) -> Iterator[LoadedChunk]:
         """Yield the chunks of a span in order, ready for the device."""
-        for chunk in read_chunks(span, self.chunk_rows, self.options):
+        watch = Stopwatch()
+        for chunk in watch.each("read", read_chunks(span, self.chunk_rows, self.options)):
             if span.rows is None or chunk.id.chunk in span.rows:
                 rows = None if span.rows is None else span.rows[chunk.id.chunk]
                 with self.attempts.loading(chunk.id):
                     loaded = self.prepare(chunk, rows)
-                yield loaded
+                yield dataclasses.replace(loaded, seconds=loaded.seconds + watch.take())
 
     def prepare(self, chunk: Chunk, rows: tuple[int, ...] | None = None) -> LoadedChunk:
         """Tokenize a chunk, or these rows of it, and cut it into batches."""
@@ -49,10 +51,13 @@ class Loader:
         if rows is not None:
             others = dict.fromkeys(set(range(chunk.num_rows)).difference(rows), "answered already")
             wanted = dataclasses.replace(chunk, errors={**others, **chunk.errors})
-        requests = self.task.encode(wanted, self.encoder)
-        batches = make_batches(chunk.id, requests, self.budget)
+        watch = Stopwatch()
+        with watch.measure("tokenize"):
+            requests = self.task.encode(wanted, self.encoder)
+            batches = make_batches(chunk.id, requests, self.budget)
         # The batches hold the tokens now; a second copy would travel to the device's process too.
-        return LoadedChunk(chunk, dataclasses.replace(requests, fields={}), batches, rows)
+        light = dataclasses.replace(requests, fields={})
+        return LoadedChunk(chunk, light, batches, rows, watch.seconds)
 
     def stream(self, spans: Iterable[Span]) -> Generator[LoadedChunk]:
         """Yield the chunks of all spans, in order, loaded in this process."""

@@ -19,6 +19,7 @@ from pydantic import ValidationError
 from batchinfer.config import RunConfig, knob_of
 from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Segment
 from batchinfer.errors import JobMismatchError, StorageError, UsageError, one_line
+from batchinfer.profiles import Tuned
 from batchinfer.readers.base import ReadOptions
 from batchinfer.readers.listing import COMPRESSIONS, FORMATS
 
@@ -39,7 +40,8 @@ class Plan:
 
     `input_schema`: the columns that are read, and their types. `output_schema`: those of every shard.
     `row_bytes` (mean, of the decompressed input) and `num_rows_estimate` come from a sample; they size
-    buffers and progress, nothing that is written.
+    buffers and progress, nothing that is written. `tuned`: settings that `batchinfer tune` found, if
+    any; they do not belong to the identity, but a resumed run keeps them.
     """
 
     config: RunConfig
@@ -49,6 +51,7 @@ class Plan:
     output_schema: pa.Schema
     row_bytes: float
     num_rows_estimate: int
+    tuned: Tuned | None = None
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
@@ -131,6 +134,7 @@ class Plan:
             "output_schema": _schema_to_json(self.output_schema),
             "row_bytes": self.row_bytes,
             "num_rows_estimate": self.num_rows_estimate,
+            "tuned": None if self.tuned is None else dataclasses.asdict(self.tuned),
         }
         document["checksum"] = _checksum(document)
         return json.dumps(document, indent=1).encode()
@@ -169,6 +173,7 @@ class Plan:
                 output_schema=_schema_from_json(document["output_schema"]),
                 row_bytes=_number(document["row_bytes"]),
                 num_rows_estimate=_whole(document["num_rows_estimate"]),
+                tuned=_tuned_from_json(document.get("tuned")),
             )
             _require_texts(plan)
             plan_id = plan.id
@@ -276,7 +281,7 @@ def _config_from_json(document: dict[str, Any]) -> RunConfig:
     except ValidationError as error:
         detail = error.errors()[0]
         raise ValueError(f"config {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
-    _require(config.engine in ("local", "fake"), "config engine: not resolved")
+    _require(config.engine in ("local", "openvino", "fake"), "config engine: not resolved")
     _require(config.dtype != "auto", "config dtype: not resolved")
     _require(config.max_length is not None, "config max_length: not resolved")
     _require(config.chunk_rows is not None, "config chunk_rows: not resolved")
@@ -323,6 +328,11 @@ def _file_from_json(document: dict[str, Any]) -> InputFile:
         type(file.mtime_ns) is int and abs(file.mtime_ns) < 1 << 63, "the time of an input is none"
     )
     return file
+
+
+def _tuned_from_json(document: object) -> Tuned | None:
+    """Plans that were written before there were profiles have none."""
+    return None if document is None else Tuned.from_json(document)
 
 
 def _require_texts(plan: Plan) -> None:

@@ -6,6 +6,7 @@ Planning reads the listing, a sample of each input and the model's description; 
 from __future__ import annotations
 
 import dataclasses
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,9 +16,10 @@ import pyarrow.parquet as pq
 
 from batchinfer.config import RunConfig, did_you_mean
 from batchinfer.core import BOOKKEEPING, ModelSpec, Position, Segment
-from batchinfer.engines import describe_model, resolve_dtype
+from batchinfer.engines import describe_model, kind_of_device, resolve_dtype
 from batchinfer.errors import JobMismatchError, UsageError, one_line
 from batchinfer.plan import Plan
+from batchinfer.profiles import Tuned, find_profile, key_of
 from batchinfer.readers import (
     ReadOptions,
     group_segments,
@@ -28,18 +30,26 @@ from batchinfer.readers import (
 from batchinfer.tasks import create_task
 from batchinfer.writers.shard import output_schema
 
+log = logging.getLogger("batchinfer")
+
 #: A chunk is what a kill costs at most and what the length sort sees: 16 k rows sort as well as all.
 MAX_CHUNK_ROWS = 16384
 #: A chunk's input stays near this, by the largest rows that the sample saw.
 MAX_CHUNK_BYTES = 32 << 20
 
 
-def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Path | None]:
+def make_plan(
+    config: RunConfig, previous: Plan | None = None, *, is_rehearsal: bool = False
+) -> tuple[Plan, Path | None]:
     """Resolve a configuration; return the plan and the model's folder (None: the engine needs none).
 
     Where `previous` is given (the plan that the run folder holds), every `auto` resolves as it did
-    then. Raises UsageError, InputError or ModelError.
+    then, and the settings stay. A rehearsal (`batchinfer tune`) writes no output, so it needs no run
+    folder. Raises UsageError, InputError or ModelError.
     """
+    asked = config
+    if not (config.output or is_rehearsal):
+        raise UsageError("no run folder: name one with --output")
     config = _resolve_engine(config, previous)
     files = list_inputs(config.inputs, config.format, exclude=config.output)
     options = ReadOptions(
@@ -54,6 +64,11 @@ def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Pa
     kept = _kept_columns(config, found)
 
     spec, folder = describe_model(config)
+    tuned = _settings(asked, spec, previous)
+    if tuned is not None and previous is None:
+        chosen = {"engine": tuned.engine, "dtype": tuned.dtype}
+        update = {name: value for name, value in chosen.items() if getattr(asked, name) == "auto"}
+        config = config.model_copy(update=update)
     resolved = {
         "task": spec.task,
         "max_length": spec.max_length,
@@ -75,8 +90,38 @@ def make_plan(config: RunConfig, previous: Plan | None = None) -> tuple[Plan, Pa
         output_schema=_output_schema(config, spec, [found.field(name) for name in kept]),
         row_bytes=summary.row_bytes,
         num_rows_estimate=num_rows,
+        tuned=_fitting(tuned, config),
     )
     return plan, folder
+
+
+def with_profile(plan: Plan, held: Plan) -> Plan:
+    """`plan`, which is `held` resumed with changes, with the settings that its `--profile` names.
+
+    Raises UsageError for a profile that is none, or of another model or task.
+    """
+    tuned = _fitting(_settings(plan.config, plan.model, held), plan.config)
+    return dataclasses.replace(plan, tuned=tuned)
+
+
+def _settings(asked: RunConfig, spec: ModelSpec, previous: Plan | None) -> Tuned | None:
+    """The settings of the profile that is asked for; those of a plan that was made before stay."""
+    if asked.profile == "none":
+        return None
+    if previous is not None and asked.profile in ("auto", previous.config.profile):
+        return previous.tuned
+    return find_profile(asked.profile, key_of(asked, spec, kind_of_device(asked)))
+
+
+def _fitting(tuned: Tuned | None, config: RunConfig) -> Tuned | None:
+    """The settings, where the job runs the engine and the precision that they were measured with."""
+    if tuned is None or (tuned.engine, tuned.dtype) == (config.engine, config.dtype):
+        return tuned
+    log.warning(
+        f"{tuned.path}: chose {tuned.engine} in {tuned.dtype}, and this job runs {config.engine} in "
+        f"{config.dtype}; its settings are not used"
+    )
+    return None
 
 
 def check_schemas(plan: Plan) -> None:
@@ -101,8 +146,6 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
     """Take every `auto` that was resolved before; what is left open is resolved while planning."""
     if not config.inputs:
         raise UsageError("no input: name files, globs or folders")
-    if not config.output:
-        raise UsageError("no run folder: name one with --output")
     if own := [name for name in config.types if name in BOOKKEEPING]:
         raise UsageError(f"--schema {own[0]}: batchinfer's own column; its type is fixed")
     if previous is not None:
@@ -115,7 +158,7 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
         config = config.model_copy(update=update)
     if config.engine == "auto":
         config = config.model_copy(update={"engine": "local"})
-    if config.engine == "local" and not config.model:
+    if config.engine != "fake" and not config.model:
         raise UsageError("no model: name one with --model (or try the input with --engine fake)")
     return config
 

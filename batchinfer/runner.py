@@ -20,7 +20,7 @@ from batchinfer.engines import describe_model
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.inputs import check_inputs
 from batchinfer.plan import Plan, first_difference
-from batchinfer.planning import check_schemas, make_plan
+from batchinfer.planning import check_schemas, make_plan, with_profile
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.worker import StopSignal, Worker
@@ -86,7 +86,8 @@ def resume(
     `retry_errors` also puts the rows that have errors through the model again, and replaces only the
     shards that change. `verify` reads every page of every shard first; those that do not match their
     checksums are set aside and made again. `changes` may name what does not change the answers:
-    device, attention, max_batch_tokens, max_batch_rows, workers, max_errors, deadline, batch_timeout.
+    device, attention, compile, threads, profile, max_batch_tokens, max_batch_rows, workers, max_errors,
+    deadline, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
@@ -99,7 +100,8 @@ def resume(
         with RunFolder(output) as folder:
             # A deadline is that of one command.
             changes.setdefault("deadline", None)
-            plan = require_plan(output).with_changes(output=str(output), **changes)
+            held = require_plan(output)
+            plan = held.with_changes(output=str(output), **changes)
             if plan.config.deadline is not None:
                 stop.set_by(plan.config.deadline)
             work = _Work(folder, plan, folder.shards(plan, read_pages=verify))
@@ -118,6 +120,7 @@ def resume(
                     raise JobMismatchError(
                         f"{output}: {difference}; start anew with another --output"
                     )
+                work.plan = with_profile(work.plan, held)
             worker = Worker(work.plan, model_folder, progress or Silent(), stop)
             with closing(worker):
                 return _answer_all(work, worker)

@@ -9,6 +9,7 @@ dry between chunks.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
 import time
@@ -17,6 +18,7 @@ from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Se
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from dataclasses import dataclass, field
+from itertools import chain, islice
 from pathlib import Path
 from typing import Any
 
@@ -24,6 +26,8 @@ import numpy as np
 import numpy.typing as npt
 
 from batchinfer.attempts import Attempts
+from batchinfer.config import RunConfig
+from batchinfer.controller import probe_budget
 from batchinfer.core import (
     AnsweredChunk,
     Answers,
@@ -34,13 +38,15 @@ from batchinfer.core import (
     Shard,
     Span,
 )
-from batchinfer.engines import create_encoder, create_engine
+from batchinfer.engines import create_encoder, create_engine, kind_of_device
 from batchinfer.engines.base import DeviceLostError, Engine
 from batchinfer.engines.supervised import SupervisedEngine
 from batchinfer.loader import Loader, LoaderKilledError
 from batchinfer.plan import Plan
+from batchinfer.profiles import Settings
 from batchinfer.reporting.progress import Progress
 from batchinfer.reporting.report import Effort
+from batchinfer.stages import StageSeconds, Stopwatch
 from batchinfer.tasks import create_task
 from batchinfer.tasks.base import AnswerField
 from batchinfer.tokenization import Encoder
@@ -99,23 +105,28 @@ class Worker:
         config = plan.config
         self.task = create_task(plan.model, config.text_column, config.text_pair_column)
         self.engine: Engine | None = None
+        #: What a profile decides, and the user left open; nothing before the device is known.
+        self.settings = Settings()
         #: Whether rows of this job have answers: then a row that fails is not the model's fault.
         self.has_answered = False
         self.load_seconds = self.seconds = 0.0
         self.budget = BatchBudget(0, 0)
         self.new_rows = self.new_tokens = 0
+        #: Processes that load ahead, and where the time of all that was processed went.
+        self.workers = 0
+        self.stages = StageSeconds()
 
     def load(self, *, isolated: bool = False) -> Engine:
         """The engine, with the model on the device; `isolated`: in a process of its own.
 
         Raises ModelError, or UsageError for the device.
         """
-        config = self.plan.config
-        isolated = isolated or config.batch_timeout is not None
+        isolated = isolated or self.plan.config.batch_timeout is not None
         if self.engine is not None and isinstance(self.engine, SupervisedEngine) != isolated:
             self.close()
         if self.engine is None:
             started = time.monotonic()
+            config = self._settle()
             if isolated:
                 self.engine = SupervisedEngine(
                     self.task,
@@ -126,6 +137,8 @@ class Worker:
                 )
             else:
                 self.engine = create_engine(config, self.task, self.model_folder)
+            if self.settings.ceiling_tokens is not None:
+                self.engine.stay_below(self.settings.ceiling_tokens)
             seconds = time.monotonic() - started
             self.load_seconds += seconds
             log.debug(
@@ -134,6 +147,19 @@ class Worker:
                 f"cut at {self.plan.model.max_length:,} tokens"
             )
         return self.engine
+
+    def _settle(self) -> RunConfig:
+        """The configuration to load with: the plan's, and its profile's on the same kind of device."""
+        config, tuned = self.plan.config, self.plan.tuned
+        if tuned is None:
+            return config
+        kind = kind_of_device(config)
+        if kind != tuned.device_kind:
+            log.info(f"the job's profile is of {tuned.device_kind}; on {kind} it is not used")
+            return config
+        self.settings = tuned.settings.left_open_by(config)
+        log.info(dataclasses.replace(tuned, settings=self.settings).to_text())
+        return self.settings.fill(config)
 
     def process(
         self,
@@ -160,18 +186,24 @@ class Worker:
             )
         self._begin(folder, spans, rows_done)
         began, before = time.monotonic(), self.seconds
+        watch = engine.watch = Stopwatch()
         # The marks of suspected chunks stand already, and stay until each was looked into.
         attempts = Attempts() if isolated else folder.attempts
         is_suspicious = isolated
         try:
+            with watch.measure("wait_start"):  # a tokenizer is made
+                ahead = self._load_ahead(engine, spans, attempts, isolated=isolated)
             with (
-                closing(self._load_ahead(engine, spans, attempts, isolated=isolated)) as ahead,
-                closing(answer(_begun(ahead, attempts), engine, self.progress, self.stop)) as done,
+                closing(ahead),
+                closing(
+                    answer(_begun(ahead, attempts, watch), engine, self.progress, self.stop)
+                ) as done,
             ):
-                for shard in write_behind(writer.commit, self._counted(done)):
+                for shard in write_behind(writer.commit, self._counted(done), watch):
                     folder.attempts.end(shard.id)
-                    self.seconds = before + time.monotonic() - began
                     yield shard
+                self.seconds = before + time.monotonic() - began
+                self.stages += watch.seconds + writer.watch.seconds
         except DeviceLostError as error:
             is_suspicious = True
             raise DeviceLostError(
@@ -219,6 +251,7 @@ class Worker:
         else:
             encoder = create_encoder(plan.config, plan.model, self.model_folder)
             workers = self._num_workers(spans)
+        self.workers = workers
         loader = Loader(
             self.task, encoder, self.budget, plan.chunk_rows, plan.read_options, attempts
         )
@@ -245,6 +278,8 @@ class Worker:
             load_seconds=self.load_seconds,
             device=self.engine.device_kind if self.engine else "",
             max_batch_tokens=self.budget.max_batch_tokens,
+            workers=self.workers,
+            stages=self.stages,
         )
 
     def close(self) -> None:
@@ -254,10 +289,21 @@ class Worker:
             self.engine = None
 
     def _choose_budget(self, engine: Engine, folder: RunFolder) -> BatchBudget:
-        """What the user set; for the rest, what this kind of device began the job with."""
-        config, usual = self.plan.config, engine.default_budget
+        """What the user set; for the rest, what this kind of device began the job with.
+
+        The first time, that is what a profile says; without one, what a few probes find.
+        """
+        config, usual = self.plan.config, self.settings.budget(engine.default_budget)
         if config.max_batch_tokens is None or config.max_batch_rows is None:
-            usual = folder.freeze_budget(engine.device_kind, usual)
+            frozen = folder.frozen_budget(engine.device_kind)
+            if frozen is None:
+                is_open = (config.max_batch_tokens or self.settings.max_batch_tokens) is None
+                if is_open and not isinstance(engine, SupervisedEngine):
+                    usual = probe_budget(
+                        engine, self.plan, self.model_folder, lambda: self.stop.is_set
+                    )
+                frozen = folder.freeze_budget(engine.device_kind, usual)
+            usual = frozen
         return usual.override(config.max_batch_tokens, config.max_batch_rows)
 
     def _num_workers(self, spans: Sequence[Span]) -> int:
@@ -269,12 +315,18 @@ class Worker:
         size = sum(span.segment.size for span in spans)
         if size < SMALL_INPUT_BYTES:
             return 0
+        if self.settings.workers is not None:
+            return self.settings.workers
         return max(1, min(MAX_WORKERS, len(spans), (os.cpu_count() or 1) // 2))
 
 
-def _begun(chunks: Iterable[LoadedChunk], attempts: Attempts) -> Iterator[LoadedChunk]:
+def _begun(
+    chunks: Iterator[LoadedChunk], attempts: Attempts, watch: Stopwatch
+) -> Iterator[LoadedChunk]:
     """The chunks, each marked as it goes to the device."""
-    for loaded in chunks:
+    first, others = watch.each("wait_start", islice(chunks, 1)), watch.each("wait_input", chunks)
+    for loaded in chain(first, others):
+        watch.add(loaded.seconds)
         attempts.begin(loaded.chunk.id)
         yield loaded
 
@@ -307,17 +359,22 @@ def answer(
 
 
 def write_behind(
-    commit: Callable[[AnsweredChunk], Shard], answered: Iterable[AnsweredChunk]
+    commit: Callable[[AnsweredChunk], Shard], answered: Iterable[AnsweredChunk], watch: Stopwatch
 ) -> Iterator[Shard]:
     """Commit chunks in a thread behind the device, in their order; yield the shards."""
     pending: deque[Future[Shard]] = deque()
+
+    def oldest() -> Shard:
+        with watch.measure("wait_writer"):
+            return pending.popleft().result()
+
     with ThreadPoolExecutor(max_workers=1, thread_name_prefix="writer") as writer:
         for chunk in answered:
             pending.append(writer.submit(commit, chunk))
             while pending and (len(pending) > WRITE_BEHIND or pending[0].done()):
-                yield pending.popleft().result()
+                yield oldest()
         while pending:
-            yield pending.popleft().result()
+            yield oldest()
 
 
 @dataclass

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 
 from batchinfer import resume, run
-from batchinfer.engines import models
+from batchinfer.engines import files
 from batchinfer.errors import InputError, JobMismatchError, UsageError
 from batchinfer.plan import IDENTITY_KNOBS
 from batchinfer.reporting.progress import Rates
@@ -360,7 +360,7 @@ def test_another_revision_of_a_hub_model_is_refused(
     source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     commits = iter(["a" * 40, "a" * 40, "b" * 40, "b" * 40, "a" * 40])
-    monkeypatch.setattr(models, "_snapshot", lambda *_: (MODEL, next(commits)))
+    monkeypatch.setattr(files, "_snapshot", lambda *_: (MODEL, next(commits)))
     job = config(source, tmp_path / "out", engine="local", model="maker/tiny", dtype="float32")
     run_partly(job, 15)
     told = "revision was aaaaaaaaaaaa, now bbbbbbbbbbbb"

@@ -21,18 +21,18 @@ README = (ROOT / "README.md").read_text()
 
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
-    ("errors", "lean", "children"),
+    ("errors", "lean", "children", "stages", "checked"),
     ("core", "config"),
     ("attempts",),
-    ("readers", "batching"),
+    ("readers", "batching", "profiles"),
     ("plan", "tokenization"),
     ("tasks",),
     ("engines", "reporting", "writers"),
     ("loader",),
     ("dataloader",),
-    ("inputs", "worker", "planning"),
+    ("inputs", "worker", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("cli",),
+    ("options", "cli"),
     ("__init__", "__main__"),
 )
 
@@ -72,7 +72,18 @@ def test_imports_point_one_way() -> None:
 @pytest.mark.parametrize(
     ("heavy", "homes"),
     [
-        ("torch", {"attention.py", "cpu.py", "dataloader.py", "devices.py", "local.py", "weights.py"}),
+        (
+            "torch",
+            {
+                "attention.py",
+                "canary.py",
+                "cpu.py",
+                "dataloader.py",
+                "devices.py",
+                "local.py",
+                "weights.py",
+            },
+        ),
         ("transformers", {"local.py", "models.py"}),
         ("pandas", set()),
         ("rich", set()),

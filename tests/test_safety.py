@@ -25,7 +25,7 @@ from batchinfer import RunConfig, errors, resume, run, verify
 from batchinfer.attempts import Attempts
 from batchinfer.config import RunConfig as Config
 from batchinfer.core import Answers, Batch, ChunkId
-from batchinfer.engines import models
+from batchinfer.engines import files, models
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import (
     BatchInferError,
@@ -272,9 +272,9 @@ def test_pickled_weights_of_a_hub_model_are_fetched_with_consent_alone(
         return str(folder)
 
     monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
-    models.find("maker/tiny", None, trust_remote_code=False)
+    files.find("maker/tiny", None, trust_remote_code=False)
     assert not any("bin" in pattern or "py" in pattern for pattern in asked.pop())
-    models.find("maker/tiny", None, trust_remote_code=False, allow_pickle=True)
+    files.find("maker/tiny", None, trust_remote_code=False, allow_pickle=True)
     assert ["pytorch_model*.bin" in patterns for patterns in asked] == [False, True]
 
 

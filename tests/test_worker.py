@@ -23,6 +23,7 @@ from batchinfer.core import (
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
 from batchinfer.errors import ModelError
 from batchinfer.reporting.progress import Rates
+from batchinfer.stages import Stopwatch
 from batchinfer.tasks import create_task
 from batchinfer.worker import StopSignal, answer, write_behind
 
@@ -278,7 +279,7 @@ def test_the_writer_falls_behind_by_a_bounded_number_of_chunks() -> None:
         written.append(index)
         return index
 
-    assert list(write_behind(commit, answered())) == list(range(20))  # type: ignore[arg-type]
+    assert list(write_behind(commit, answered(), Stopwatch())) == list(range(20))  # type: ignore[arg-type]
 
 
 def test_a_failed_write_stops_the_run() -> None:
@@ -286,4 +287,4 @@ def test_a_failed_write_stops_the_run() -> None:
         raise OSError(28, "No space left on device")
 
     with pytest.raises(OSError, match="No space left"):
-        list(write_behind(commit, iter(range(5))))  # type: ignore[arg-type]
+        list(write_behind(commit, iter(range(5)), Stopwatch()))  # type: ignore[arg-type]

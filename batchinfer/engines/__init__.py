@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -13,7 +14,14 @@ from batchinfer.tokenization import Encoder
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
 
-__all__ = ["Engine", "create_encoder", "create_engine", "describe_model", "resolve_dtype"]
+__all__ = [
+    "Engine",
+    "create_encoder",
+    "create_engine",
+    "describe_model",
+    "kind_of_device",
+    "resolve_dtype",
+]
 
 
 def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
@@ -25,6 +33,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         from batchinfer.engines import fake
 
         return fake.describe(config.task, config.max_length), None
+    _require_fit(config)
     from batchinfer.engines import models
 
     return models.describe(
@@ -39,12 +48,30 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
 
 
 def resolve_dtype(config: RunConfig) -> str:
-    """The precision that `auto` stands for on this machine."""
+    """The precision that `auto` stands for on this machine.
+
+    Raises UsageError where the engine or the device is not there.
+    """
     if config.engine == "fake":
         return "float32"
+    _require_fit(config)
     from batchinfer.engines import devices
 
-    return devices.resolve_dtype(config.dtype, config.device)
+    return devices.resolve_dtype(
+        config.dtype, "cpu" if config.engine == "openvino" else config.device
+    )
+
+
+def kind_of_device(config: RunConfig) -> str:
+    """What kind of device the job computes on; jobs on the same kind share budgets and profiles.
+
+    Raises UsageError where the device is not there.
+    """
+    if config.engine in ("fake", "openvino"):
+        return "cpu"
+    from batchinfer.engines import devices
+
+    return devices.device_kind(config.device)
 
 
 def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> Encoder:
@@ -64,9 +91,16 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
-    from batchinfer.engines.local import LocalEngine
+    kind: Callable[..., Engine]
+    if config.engine == "openvino":
+        from batchinfer.engines.openvino import OpenVinoEngine
 
-    return LocalEngine(
+        kind = OpenVinoEngine
+    else:
+        from batchinfer.engines.local import LocalEngine
+
+        kind = LocalEngine
+    return kind(
         task,
         folder,
         dtype=config.dtype,
@@ -77,3 +111,16 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
+
+
+def _require_fit(config: RunConfig) -> None:
+    """See that the engine can do what is asked of it, where it cannot do all. Raises UsageError."""
+    if config.engine == "openvino":
+        from batchinfer.engines import openvino
+
+        openvino.require(
+            device=config.device,
+            dtype=config.dtype,
+            attention=config.attention,
+            compile=config.compile,
+        )

@@ -8,7 +8,7 @@ row begins is its positions, which are given, and its classification head, which
 
 A model that does not do its attention through this interface would answer nonsense and say nothing.
 Hence three nets: a list of architectures that were compared, conditions on the configuration, and a
-few rows answered both ways each time a model is loaded (`distance`).
+few rows answered both ways each time a model is loaded (engines/canary.py).
 """
 
 from __future__ import annotations
@@ -17,8 +17,6 @@ import inspect
 import itertools
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
@@ -249,15 +247,3 @@ def _hand_one_state_a_row(base: Any, pooling: str) -> None:
 
     source = getattr(base, "encoder", base)
     source.register_forward_hook(pool, with_kwargs=True)
-
-
-def sample_lengths(limit: int) -> npt.NDArray[np.int32]:
-    """Lengths of the rows to try a model with, longest first: beyond every usual window, and short."""
-    lengths = {min(length, limit) for length in (300, 130, 33, 7, 2)}
-    return np.array(sorted(lengths, reverse=True), dtype=np.int32)
-
-
-def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
-    """How far apart two answers are: the norm of their difference, as a share of the expected one's."""
-    found, expected = found.double(), expected.double()
-    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))

@@ -5,11 +5,13 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
 
 import numpy as np
 
 from batchinfer.core import Answers, Batch, BatchBudget
 from batchinfer.errors import ModelError, one_line
+from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
@@ -18,6 +20,14 @@ log = logging.getLogger("batchinfer")
 HOPELESS = 8
 #: After a batch did not fit into memory, batches stay below this share of it.
 CEILING_SHARE = 0.8
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of a device: the most that was held since this was asked last, and what can be held."""
+
+    peak: int
+    available: int
 
 
 class DeviceLostError(ModelError):
@@ -36,6 +46,9 @@ class Engine(ABC):
 
     def __init__(self, task: Task) -> None:
         self.task = task
+        #: Of the thread that drives the device. A call of `answer` counts as forward, but for what it
+        #: measures itself.
+        self.watch = Stopwatch()
         self._has_answered = False
         self._failed_alone = 0
         self._ceiling: int | None = None
@@ -72,7 +85,8 @@ class Engine(ABC):
                 continue
             failure, ran_out = "", False
             try:
-                answers = self.answer(part)
+                with self.watch.measure("forward"):
+                    answers = self.answer(part)
             except Exception as error:  # whatever the model raises is the fault of some row
                 if self.is_fatal(error):
                     raise self.lost(error) from error
@@ -113,6 +127,19 @@ class Engine(ABC):
     def is_too_large(self, batch: Batch) -> bool:
         """Whether a batch is above what this device was seen to have memory for; one row never is."""
         return self._ceiling is not None and len(batch) > 1 and _size(batch) > self._ceiling
+
+    @property
+    def ceiling_tokens(self) -> int | None:
+        """The size above which batches are split, as a budget counts it; None: memory has sufficed."""
+        return self._ceiling
+
+    def stay_below(self, tokens: int) -> None:
+        """Split larger batches from the start: memory is known not to suffice for them."""
+        self._ceiling = tokens
+
+    def memory_use(self) -> MemoryUse | None:
+        """What the device's memory was used for since this was asked last; None where nobody knows."""
+        return None
 
     def _lower_ceiling(self, batch: Batch) -> None:
         """Remember that a batch of this size ran out of memory."""

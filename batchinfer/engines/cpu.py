@@ -36,6 +36,8 @@ _SMALLEST_LAYER = 64
 _EXPECTED_ROWS = 4096
 #: The new layer may differ from the old one by this share; both round, in bfloat16 at other places.
 _TOLERANCE = {torch.float32: 1e-4, torch.bfloat16: 2e-2}
+#: What PyTorch would compute with: one thread a core, or what OMP_NUM_THREADS says.
+_USUAL_THREADS = torch.get_num_threads()
 #: Projections of one input, by the names that models give them.
 _PROJECTIONS = (
     ("query", "key", "value"),
@@ -82,7 +84,7 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
 def set_threads(threads: int | None) -> int:
     """Compute with so many threads; None: with as many as there are cores to use. Returns how many."""
     if threads is None:
-        threads = min(torch.get_num_threads(), usable_cores())
+        threads = min(_USUAL_THREADS, usable_cores())
     torch.set_num_threads(threads)
     return threads
 

@@ -1,8 +1,9 @@
 """The local engine: a transformers model on this machine's CPU or GPU.
 
 Batches arrive packed. They stay so where the model's attention can be told where rows begin
-(engines/attention.py); then a GPU is asked for nothing before the answers themselves, which come back
-in one copy a batch while the next batches are under way. Elsewhere batches are padded on the device,
+(engines/attention.py). A GPU is then asked for nothing before the answers themselves, which come back
+in one copy a batch while the next batches are under way; a CPU gets faster layers (engines/cpu.py).
+Elsewhere batches are padded on the device,
 by arithmetic alone; but transformers, when it makes a mask of the padding, asks whether there is any,
 and waits for the answer once a batch.
 """
@@ -11,6 +12,7 @@ from __future__ import annotations
 
 import inspect
 import logging
+import time
 from collections import deque
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
@@ -20,16 +22,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchinfer.core import Answers, Batch, BatchBudget, ChunkId
+from batchinfer.core import Answers, Batch, BatchBudget
 from batchinfer.engines import attention as packing
 from batchinfer.engines import cpu, weights
-from batchinfer.engines.base import Engine, reason
+from batchinfer.engines.base import Engine, MemoryUse, reason
+from batchinfer.engines.canary import Canary, sample_rows
 from batchinfer.engines.devices import BUDGET_TOKENS, device_kind, resolve_device, resolve_dtype
 from batchinfer.errors import UsageError
+from batchinfer.stages import StageSeconds
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
 
+#: A CPU's layers are chosen by hand: compiled ones took 1.2 times as long there, and stalled whenever
+#: batches had a new size.
+_COMPILES = ("cuda",)
 #: Batches that a GPU has before it at a time: one computes, one waits, one is being landed.
 _IN_FLIGHT = 3
 #: Packed answers may differ from those of rows alone by this share, or by three times what padding
@@ -45,18 +52,19 @@ _Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
 
 @dataclass(frozen=True, slots=True)
 class _Flight:
-    """Answers on their way back from a GPU; they are there once the event has happened.
+    """Answers on their way back from a GPU; they are there once the last mark was passed.
 
-    `landed` uint8: the answers' bytes, one field behind the other, in page-locked memory.
+    `landed` uint8: the answers' bytes, one field behind the other, in page-locked memory. `marks`:
+    events in the stream before the inputs, before and after the model, and behind the answers.
     """
 
     batch: Batch
     landed: torch.Tensor
     fields: _Fields
-    arrival: torch.cuda.Event
+    marks: tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]
 
     def land(self) -> Answers:
-        self.arrival.synchronize()
+        self.marks[-1].synchronize()
         values, start, landed = {}, 0, self.landed.numpy()
         for name, (shape, dtype) in self.fields.items():
             end = start + int(np.prod(shape)) * dtype.itemsize
@@ -64,14 +72,22 @@ class _Flight:
             start = end
         return Answers(values)
 
+    @property
+    def seconds(self) -> StageSeconds:
+        """What it took on the GPU, once it has landed. Flights share a stream: theirs never overlap."""
+        begun, ready, done, arrived = self.marks
+        moved = begun.elapsed_time(ready) + done.elapsed_time(arrived)
+        return StageSeconds(copy=moved / 1e3, forward=ready.elapsed_time(done) / 1e3)
+
 
 class LocalEngine(Engine):
     """Answers with a transformers model from a local folder with safetensors.
 
-    `attention`: "auto" (packed on a GPU where that is possible, else the model's own), "packed", or
-    one of transformers' implementations. Raises UsageError for a device that is not there and for
-    packed attention where it is impossible, and ModelError for weights that are missing, broken, or
-    not those of the task.
+    `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
+    transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `compile`: by
+    torch.compile, on CUDA. Raises UsageError for a device that is not there, and for packed attention or
+    compiling where it is impossible, and ModelError for weights that are missing, broken, or not those
+    of the task.
     """
 
     def __init__(
@@ -112,6 +128,8 @@ class LocalEngine(Engine):
         self.is_packed = False
         if attention in ("auto", "packed"):
             self._pack(is_wish=attention == "packed")
+        if compile:
+            self._compile()
 
     @property
     def pins_memory(self) -> bool:
@@ -177,6 +195,15 @@ class LocalEngine(Engine):
         if self.device.type == "cuda":
             torch.cuda.empty_cache()
 
+    def memory_use(self) -> MemoryUse | None:
+        """Of a GPU: what this process held at most since this was asked last, and what it could hold."""
+        if self.device.type != "cuda":
+            return None
+        peak = torch.cuda.max_memory_allocated(self.device)
+        torch.cuda.reset_peak_memory_stats(self.device)
+        free, _ = torch.cuda.mem_get_info(self.device)
+        return MemoryUse(peak, free + torch.cuda.memory_reserved(self.device))
+
     def close(self) -> None:
         """Drop the model and give its memory back."""
         self.model = None
@@ -200,9 +227,11 @@ class LocalEngine(Engine):
             answers = flight.land()
         except RuntimeError as error:
             raise self.lost(error) from error
+        self.watch.add(flight.seconds)
         self._has_answered = True
         return answers
 
+    @torch.inference_mode()
     def _launch(self, batch: Batch) -> _Flight:
         """Start a batch on the GPU and the copy of its answers into page-locked memory.
 
@@ -210,17 +239,22 @@ class LocalEngine(Engine):
         most some MB of answers back) take a few hundredths of its time, and nothing has to be ordered.
         """
         with torch.cuda.device(self.device):
-            answers, fields = _as_bytes(self._forward(batch))
+            begun = _mark()
+            inputs = self._inputs(batch)
+            ready = _mark()
+            values = self.task.forward(self.model, inputs)
+            done = _mark()
+            answers, fields = _as_bytes(values)
             landed = torch.empty(answers.shape, dtype=torch.uint8, pin_memory=True)
             landed.copy_(answers, non_blocking=True)
-            event: Any = torch.cuda.Event
-            arrival = event(blocking=True)  # the core that waits is left to the tokenizers
-            arrival.record()
-        return _Flight(batch, landed, fields, arrival)
+            arrived = _mark()
+        return _Flight(batch, landed, fields, (begun, ready, done, arrived))
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        return self.task.forward(self.model, self._inputs(batch))
+        with self.watch.measure("copy"):
+            inputs = self._inputs(batch)
+        return self.task.forward(self.model, inputs)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return self._packed(batch) if self.is_packed else self._padded(batch)
@@ -293,15 +327,13 @@ class LocalEngine(Engine):
 
         Returns why not: "" where they agree.
         """
-        rows = self._sample_rows()
-        alone = torch.cat([self._outputs(row) for row in rows])
-        together = _joined(rows)
-        allowed = max(tolerance, 3 * packing.distance(self._outputs(together), alone))
+        canary = Canary(self._sample_rows(), self._outputs)
+        allowed = max(tolerance, 3 * canary.difference(self._outputs))
         own = self.model.config._attn_implementation
         packing.enable(self.model, self.task.name)
         self.is_packed = True
         try:
-            difference = packing.distance(self._outputs(together), alone)
+            difference = canary.difference(self._outputs)
             if difference <= allowed:
                 return ""
             why = f"packed answers differ by {difference:.2g} from those of rows alone"
@@ -313,6 +345,32 @@ class LocalEngine(Engine):
         self.model.set_attn_implementation(own)
         return why
 
+    def _compile(self) -> None:
+        """Compile the model for whatever sizes come, and see that it answers as before.
+
+        Raises UsageError where it does not: it was asked for.
+        """
+        if self.device.type not in _COMPILES:
+            raise UsageError(
+                f"--compile: is for CUDA devices, not {self.device.type} (a CPU's layers are made fast "
+                "without it)"
+            )
+        canary = Canary(self._sample_rows(), self._outputs)
+        allowed = _TOLERANCE.get(getattr(torch, self.dtype), _TOLERANCE_OF_HALVES)
+        started = time.monotonic()
+        self.model.compile(dynamic=True)
+        try:
+            difference = canary.difference(self._outputs)
+        except Exception as error:
+            if self.is_fatal(error):
+                raise self.lost(error) from error
+            raise UsageError(f"--compile: the compiled model fails: {reason(error)}") from None
+        if difference > allowed:
+            raise UsageError(
+                f"--compile: the compiled model's answers differ by {difference:.2g} from its own"
+            )
+        log.debug(f"compiled the model in {time.monotonic() - started:.0f} s")
+
     @torch.inference_mode()
     def _outputs(self, batch: Batch) -> torch.Tensor:
         """What the model says before the task makes answers of it: float32[b, n] on the device."""
@@ -323,17 +381,8 @@ class LocalEngine(Engine):
         return next(iter(self.task.forward(self.model, inputs).values()))
 
     def _sample_rows(self) -> list[Batch]:
-        """Rows of random tokens, the same ones each time, each a batch of its own; longest first."""
-        draw = np.random.default_rng(0)
-        size = int(self.model.config.get_text_config().vocab_size)
-        rows = []
-        for length in packing.sample_lengths(self.task.spec.max_length):
-            tokens = draw.integers(0, size - 1, length, dtype=np.int32)
-            tokens += tokens >= self.pad_token_id  # RoBERTa takes padding out of the positions
-            rows.append(
-                Batch(ChunkId(0, 0), np.zeros(1, np.int64), length[None], {"input_ids": tokens})
-            )
-        return rows
+        config = self.model.config.get_text_config()
+        return sample_rows(config.vocab_size, self.task.spec.max_length, self.pad_token_id)
 
     def _to_device(self, values: Any) -> torch.Tensor:
         tensor = values
@@ -346,6 +395,15 @@ class LocalEngine(Engine):
         return moved
 
 
+def _mark() -> torch.cuda.Event:
+    """An event at this place of the stream, which knows when it was passed."""
+    event: Any = torch.cuda.Event
+    # Blocking: the core that waits for it is left to the tokenizers.
+    mark: torch.cuda.Event = event(enable_timing=True, blocking=True)
+    mark.record()
+    return mark
+
+
 def _as_bytes(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, _Fields]:
     """Answers as uint8[n], one field behind the other, so that one copy takes them all back."""
     fields = {
@@ -354,13 +412,3 @@ def _as_bytes(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, _Fields
     }
     parts = [value.contiguous().view(-1).view(torch.uint8) for value in values.values()]
     return parts[0] if len(parts) == 1 else torch.cat(parts), fields
-
-
-def _joined(rows: list[Batch]) -> Batch:
-    """Rows that are batches of their own, longest first, as one batch."""
-    return Batch(
-        rows[0].chunk,
-        np.arange(len(rows), dtype=np.int64),
-        np.concatenate([row.lengths for row in rows]),
-        {"input_ids": np.concatenate([row.fields["input_ids"] for row in rows])},
-    )

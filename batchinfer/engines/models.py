@@ -10,28 +10,20 @@ neither.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import logging
-import os
-import re
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from batchinfer.core import ModelSpec
+from batchinfer.engines import sentence
+from batchinfer.engines.files import find, read_json, require_weights
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
 from batchinfer.readers.base import shown
 from batchinfer.tokenization import TextEncoder
 
 logger = logging.getLogger("batchinfer")
-
-#: What a model consists of; the rest of a repository (readme, pickles, other formats) stays there.
-_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
-_CODE = "*.py"
-_SAFE_WEIGHTS = "*.safetensors"
-_PICKLED_WEIGHTS = "pytorch_model*.bin"
-_FOREIGN = ("onnx/*", "openvino/*", "coreml/*", "tf/*", "flax/*", "original/*", "checkpoint-*/*")
 
 #: Position embeddings of these begin behind the padding index: the first ones hold no token.
 _OFFSET_POSITIONS = frozenset(
@@ -55,25 +47,6 @@ _OFFSET_POSITIONS = frozenset(
 _NO_LIMIT = 1 << 30
 #: The limit where neither tokenizer nor configuration names one (T5: relative positions).
 _DEFAULT_LENGTH = 512
-
-_POOLINGS = {"mean": "mean", "cls": "cls", "lasttoken": "last"}
-_OLD_POOLING_KEYS = {
-    "pooling_mode_cls_token": "cls",
-    "pooling_mode_max_tokens": "max",
-    "pooling_mode_mean_tokens": "mean",
-    "pooling_mode_mean_sqrt_len_tokens": "mean_sqrt_len_tokens",
-    "pooling_mode_weightedmean_tokens": "weightedmean",
-    "pooling_mode_lasttoken": "lasttoken",
-}
-#: Sentence-transformers' settings of the transformer itself; old releases named it by architecture.
-_SENTENCE_CONFIGS = (
-    "sentence_bert_config.json",
-    "sentence_roberta_config.json",
-    "sentence_distilbert_config.json",
-    "sentence_camembert_config.json",
-    "sentence_albert_config.json",
-    "sentence_xlm-roberta_config.json",
-)
 
 
 def describe(
@@ -116,16 +89,16 @@ def _describe(
     allow_pickle: bool,
 ) -> tuple[ModelSpec, Path]:
     name = root.name if identity.startswith("sha256:") else model
-    modules = _modules(root, model)
+    modules = sentence.modules(root, model)
     folder = root / modules[0]["path"] if modules else root
     config = _config(folder, model, trust_remote_code)
     architecture = (config.architectures or [""])[0]
     task = _task(task, config, architecture, bool(modules), model)
-    _require_weights(folder, model, task, allow_pickle)
+    require_weights(folder, model, task, allow_pickle)
     tokenizer = _tokenizer(folder, model, trust_remote_code)
-    settings = _settings(folder, model) if modules and task == "embed" else {}
+    settings = sentence.settings(folder, model) if modules and task == "embed" else {}
     if settings.get("do_lower_case") and "owercase" not in _normalizer(tokenizer):
-        raise ModelError(f"{model}: do_lower_case of {_SENTENCE_CONFIGS[0]} is not supported")
+        raise ModelError(f"{model}: do_lower_case of {sentence.CONFIGS[0]} is not supported")
 
     limit = _limit(config, tokenizer)
     default = min(limit or _DEFAULT_LENGTH, settings.get("max_seq_length") or _NO_LIMIT)
@@ -152,7 +125,10 @@ def _describe(
     dimension = int(config.get_text_config().hidden_size)
     pooling, prompt = "mean", ""
     if modules:
-        pooling, prompt = _pooling(root, modules, dimension, model), _prompt(root, model)
+        pooling, prompt = (
+            sentence.pooling(root, modules, dimension, model),
+            sentence.prompt(root, model),
+        )
     spec = ModelSpec(
         name, identity, architecture, task, length,
         dimension=dimension, pooling=pooling, normalize=len(modules) == 3, prompt=prompt,
@@ -172,41 +148,6 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
     )
 
 
-def find(
-    model: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool = False
-) -> tuple[Path, str]:
-    """A model's local folder, and its identity: the commit, or a digest of the folder's files.
-
-    Raises ModelError where there is no such folder, or no such hub model, or no way to the hub.
-    """
-    if not model:
-        raise ModelError("--model is empty: give a hub id or a folder")
-    if "\0" in model:
-        raise ModelError("--model holds a zero byte: give a hub id or a folder")
-    path = Path(model).expanduser()
-    if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
-            raise ModelError(f"{model}: not a model: the folder has no config.json")
-        if revision is not None:
-            raise UsageError(f"--revision is of hub models; {model} is a local folder")
-        return path.resolve(), _digest(path.resolve(), trust_remote_code, allow_pickle)
-    if path.exists():
-        raise ModelError(f"{model}: a model is a folder or a hub id, this is a file")
-    if "://" in model:
-        raise ModelError(f"{model}: an address; give a hub id (OWNER/NAME) or a folder")
-    if model.startswith((".", "~", os.sep)) or model.count("/") > 1:
-        raise ModelError(f"{model}: no such model folder")
-    patterns = _patterns(trust_remote_code)
-    path, commit = _snapshot(model, revision, patterns)
-    if allow_pickle and not any(path.rglob(_SAFE_WEIGHTS)):
-        return _snapshot(model, revision, [*patterns, _PICKLED_WEIGHTS])
-    return path, commit
-
-
-def _patterns(trust_remote_code: bool) -> list[str]:
-    return [*_FILES, _CODE] if trust_remote_code else list(_FILES)
-
-
 def quiet() -> None:
     """Switch off the progress bars and advice of transformers and huggingface_hub."""
     import huggingface_hub.utils
@@ -219,85 +160,6 @@ def quiet() -> None:
     library.set_verbosity_error()
 
 
-def _snapshot(model: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
-    from huggingface_hub import errors, snapshot_download
-
-    at = f" at revision {revision}" if revision else ""
-    try:
-        folder = snapshot_download(
-            model, revision=revision, allow_patterns=patterns, ignore_patterns=list(_FOREIGN)
-        )
-    except errors.GatedRepoError:
-        raise ModelError(
-            f"{model}: the model is gated: accept its terms on its page, then log in"
-            " (`hf auth login`)"
-        ) from None
-    except errors.RevisionNotFoundError:
-        raise ModelError(f"{model}: the hub has no revision {revision}") from None
-    except errors.RepositoryNotFoundError:
-        raise ModelError(
-            f"{model}: no such folder, and no such model on the hub"
-            " (a private one needs `hf auth login`)"
-        ) from None
-    except errors.HFValidationError:
-        raise ModelError(f"{model}: no such folder, and not a hub id (OWNER/NAME)") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        why = "HF_HUB_OFFLINE is set" if _is_offline() else "the hub cannot be reached"
-        raise ModelError(
-            f"{model}{at}: no such folder, not in the local cache, and {why}:"
-            f" fetch it where there is a network (`hf download {model}`), or give a local folder"
-        ) from None
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
-        raise ModelError(f"{model}{at}: cannot be fetched: {one_line(error)}") from None
-    path = Path(folder)
-    if not (path / "config.json").exists() and not (path / "modules.json").exists():
-        raise ModelError(
-            f"{model}{at}: not a model, or only part of it is in the local cache: no config.json"
-        )
-    return path, path.name
-
-
-def _is_offline() -> bool:
-    from huggingface_hub import constants
-
-    return bool(constants.HF_HUB_OFFLINE)
-
-
-def _digest(folder: Path, trust_remote_code: bool, allow_pickle: bool) -> str:
-    """A digest of the names and contents of a model's files: equal folders are the same model.
-
-    Code and pickled weights count where they are loaded.
-    """
-    patterns = _patterns(trust_remote_code)
-    parts = _json(folder / "modules.json", str(folder))
-    listed = [
-        Path(str(part["path"])) for part in parts if isinstance(part, dict) and "path" in part
-    ]
-    named = (folder / path for path in listed if not (path.is_absolute() or ".." in path.parts))
-    numbered = (path for path in folder.iterdir() if path.is_dir() and _is_module(path.name))
-    places = {folder, *named, *numbered}
-    if allow_pickle and not any(any(place.glob(_SAFE_WEIGHTS)) for place in places):
-        patterns.append(_PICKLED_WEIGHTS)
-    found = sorted(
-        {file for place in places for pattern in patterns for file in place.glob(pattern)}
-    )
-    digest = hashlib.sha256()
-    for file in found:
-        if file.is_dir() or not file.exists():  # a link to nothing is nothing
-            continue
-        if not file.is_file():  # whoever reads a FIFO waits for its writer
-            raise ModelError(f"{file}: no regular file, so no part of a model; remove it")
-        with file.open("rb") as stream:
-            content = hashlib.file_digest(stream, "sha256").hexdigest()
-        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
-    return "sha256:" + digest.hexdigest()
-
-
-def _is_module(name: str) -> bool:
-    """Whether a folder is a part of a sentence-transformers model: 0_Transformer, 1_Pooling."""
-    return re.match(r"\d+_", name) is not None
-
-
 def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
@@ -305,7 +167,7 @@ def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:
         raise ModelError(f"{model}: not a model: the folder has no config.json")
     with _explained(f"{model}: config.json cannot be used", trust_remote_code):
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    stated = (config, _json(folder / "config.json", model))
+    stated = (config, read_json(folder / "config.json", model))
     kernel = next((name for name in _attentions(stated) if "/" in name), None)
     if kernel is not None and not trust_remote_code:  # transformers would fetch it and run it
         raise ModelError(
@@ -358,27 +220,6 @@ def _explained(what: str, trust_remote_code: bool) -> Iterator[None]:
         if "trust_remote_code" in str(error) and not trust_remote_code:
             text = "it comes with its own Python code; read it, then give --trust-remote-code"
         raise ModelError(f"{what}: {text}") from None
-
-
-def _require_weights(folder: Path, model: str, task: str, allow_pickle: bool) -> None:
-    """See that there are safetensors; pickled weights can run code, so they need consent."""
-    if any(folder.glob(_SAFE_WEIGHTS)):
-        return
-    loadable = any(folder.glob(_PICKLED_WEIGHTS))
-    if loadable and allow_pickle:
-        return
-    pickled = sorted(
-        file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)
-    )
-    held = f"has no safetensors, only {pickled[0]}" if pickled else "has no safetensors weights"
-    auto = "AutoModelForSequenceClassification" if task == "classify" else "AutoModel"
-    raise ModelError(
-        f"{model}: {held}; convert it once:"
-        f' python -c "from transformers import {auto} as A, AutoTokenizer as T;'
-        f" m='{model}'; A.from_pretrained(m).save_pretrained('converted');"
-        " T.from_pretrained(m).save_pretrained('converted')\""
-        + (", or, where you trust it, give --allow-pickle" if loadable else "")
-    )
 
 
 def _task(task: str, config: Any, architecture: str, has_modules: bool, model: str) -> str:
@@ -450,72 +291,5 @@ def _activation(config: Any, num_labels: int) -> str:
     return "softmax"
 
 
-def _modules(root: Path, model: str) -> list[dict[str, str]]:
-    """The parts of a sentence-transformers model: transformer, pooling, perhaps normalisation."""
-    parts = _json(root / "modules.json", model)
-    if not parts:
-        return []
-    if any(Path(part["path"]).is_absolute() or ".." in Path(part["path"]).parts for part in parts):
-        raise ModelError(f"{model}: its modules.json names a folder outside of the model")
-    kinds = [str(part["type"]).rpartition(".")[2] for part in parts]
-    if kinds not in (["Transformer", "Pooling"], ["Transformer", "Pooling", "Normalize"]):
-        raise ModelError(
-            f"{model}: its modules.json chains {', '.join(kinds)};"
-            " supported are Transformer, Pooling and Normalize"
-        )
-    return [dict(part) for part in parts]
-
-
-def _settings(folder: Path, model: str) -> dict[str, Any]:
-    """Sentence-transformers' settings of the transformer."""
-    found = (_json(folder / name, model) for name in _SENTENCE_CONFIGS)
-    settings: dict[str, Any] = next(filter(None, found), {})
-    how = settings.get("transformer_task", "feature-extraction")
-    if how != "feature-extraction":
-        raise ModelError(f"{model}: transformer_task {how} is not supported")
-    if "message" in settings.get("modality_config", {}):
-        raise ModelError(f"{model}: it embeds chat messages, which is not supported")
-    return settings
-
-
-def _pooling(root: Path, modules: list[dict[str, str]], dimension: int, model: str) -> str:
-    """The pooling by old and new keys of sentence-transformers."""
-    file = root / modules[1]["path"] / "config.json"
-    settings = _json(file, model)
-    modes = settings.get("pooling_mode")
-    if modes is None:
-        modes = [mode for key, mode in _OLD_POOLING_KEYS.items() if settings.get(key)] or ["mean"]
-    modes = [modes] if isinstance(modes, str) else list(modes)
-    if len(modes) != 1 or modes[0] not in _POOLINGS:
-        raise ModelError(
-            f"{model}: pooling {' + '.join(modes)} is not supported, only mean, cls and lasttoken"
-        )
-    if not settings.get("include_prompt", True) and _prompt(root, model):
-        raise ModelError(f"{model}: pooling without the prompt (include_prompt) is not supported")
-    size = settings.get("embedding_dimension", settings.get("word_embedding_dimension", dimension))
-    if size != dimension:
-        raise ModelError(
-            f"{file}: the pooling takes {size} dimensions, the model gives {dimension}"
-        )
-    return _POOLINGS[modes[0]]
-
-
-def _prompt(root: Path, model: str) -> str:
-    """The text that sentence-transformers puts before each text by default."""
-    settings = _json(root / "config_sentence_transformers.json", model)
-    prompts = settings.get("prompts") or {}
-    return str(prompts.get(settings.get("default_prompt_name"), ""))
-
-
 def _normalizer(tokenizer: Any) -> str:
     return json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"])
-
-
-def _json(file: Path, model: str) -> Any:
-    """A JSON file's content; {} where there is none."""
-    try:
-        return json.loads(file.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        return {}
-    except (OSError, ValueError, RecursionError) as error:
-        raise ModelError(f"{model}: {file.name} cannot be read: {one_line(error)}") from None

@@ -30,6 +30,7 @@ from batchinfer.core import Answers, Batch, ChunkId
 from batchinfer.engines.base import HOPELESS, DeviceLostError, Engine, reason
 from batchinfer.errors import BatchInferError, Interrupted, ModelError
 from batchinfer.lean import spare_pandas
+from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
 from batchinfer.tokenization import Encoder, Tokens
 
@@ -104,9 +105,11 @@ class SupervisedEngine(Engine):
             part = pending.pop()
             reply, death = self._ask("answer", part, alone=len(part) <= 1, timeout=self._timeout)
             if not death:
-                if any(answers.error is None for _, answers in reply):
+                answered, seconds = reply
+                self.watch.add(seconds)
+                if any(answers.error is None for _, answers in answered):
                     self._has_answered, self._given_up = True, 0
-                yield from reply
+                yield from answered
             elif len(part) <= 1:
                 self._give_up(death)
                 yield part, Answers({}, error=f"this row alone {death}, twice")
@@ -302,7 +305,9 @@ def _serve(
             if what == "encode":
                 pipe.send(encoder.encode(*argument))
             elif what == "answer":
-                pipe.send(list(engine.stream([argument])))
+                engine.watch = Stopwatch()
+                answered = list(engine.stream([argument]))
+                pipe.send((answered, engine.watch.seconds))
             else:
                 engine.vouch()
                 pipe.send(None)

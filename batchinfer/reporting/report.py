@@ -5,12 +5,13 @@ from __future__ import annotations
 import dataclasses
 from collections import Counter
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from batchinfer.core import Shard
 from batchinfer.plan import Plan
 from batchinfer.reporting.progress import duration
+from batchinfer.stages import StageSeconds
 
 ROW_ERRORS = 65
 #: Columns that a warning names; the JSON summary has all.
@@ -23,7 +24,8 @@ class RunReport:
 
     `retried_rows` had errors and were tried again, `cured_rows` of them have an answer now.
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
-    first chunk to the last, without loading the model.
+    first chunk asked for to the last shard committed, without loading the model; `stages` says where it
+    went. `workers`: processes that read and tokenized ahead; 0: the one that drives the device did.
     """
 
     output: str
@@ -41,6 +43,8 @@ class RunReport:
     cured_rows: int
     seconds: float
     load_seconds: float
+    stages: StageSeconds
+    workers: int
     model: str
     task: str
     engine: str
@@ -62,6 +66,14 @@ class RunReport:
     def tokens_per_second(self) -> float:
         return self.new_tokens / self.seconds if self.seconds else 0.0
 
+    @property
+    def device_busy(self) -> float:
+        """The share of `seconds` in which the device had work."""
+        return self._share(self.stages.on_device)
+
+    def _share(self, seconds: float) -> float:
+        return min(1.0, seconds / self.seconds) if self.seconds else 0.0
+
     def to_text(self) -> str:
         """The summary for people."""
         lines = [
@@ -74,6 +86,7 @@ class RunReport:
                 f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s "
                 f"({self.task} by {self.model}, {self.dtype} on {self.device})"
             )
+            lines.append(self.overlap())
         else:
             lines.append("nothing was left to do")
         if self.retried_rows:
@@ -83,6 +96,26 @@ class RunReport:
             )
         lines += self.warnings()
         return "\n".join(lines)
+
+    def overlap(self) -> str:
+        """One line: how busy the device was, what it waited for, and what went on beside it."""
+        stages = self.stages
+        if self.workers:
+            processes = "process" if self.workers == 1 else "processes"
+            loaders = f"ahead of it, in {self.workers} {processes},"
+        else:
+            loaders = "in turn with it,"
+        busy, forward, copy, start, loading, writer = (
+            f"{100 * self._share(seconds):.0f} %"
+            for seconds in (stages.on_device, stages.forward, stages.copy, stages.wait_start,
+                            stages.wait_input, stages.wait_writer)
+        )  # fmt: skip
+        return (
+            f"device busy {busy}: forward {forward}, copy {copy}; waited {start} to start, {loading} for "
+            f"input, {writer} for the writer; {loaders} read {_seconds(stages.read)}, tokenize "
+            f"{_seconds(stages.tokenize)}; behind it, decode {_seconds(stages.decode)}, write "
+            f"{_seconds(stages.write)}"
+        )
 
     def warnings(self) -> list[str]:
         """What a reader of the output should know of, a line each."""
@@ -102,12 +135,19 @@ class RunReport:
 
     def to_dict(self) -> dict[str, Any]:
         """All of it as plain values, for JSON."""
+        fields = dataclasses.asdict(self)
         return {
-            **dataclasses.asdict(self),
+            **fields,
+            "stages": {f"{stage}_seconds": spent for stage, spent in fields["stages"].items()},
+            "device_busy": round(self.device_busy, 4),
             "rows_per_second": round(self.rows_per_second, 1),
             "tokens_per_second": round(self.tokens_per_second, 1),
             "exit_code": self.exit_code,
         }
+
+
+def _seconds(seconds: float) -> str:
+    return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +160,8 @@ class Effort:
     load_seconds: float = 0.0
     device: str = ""
     max_batch_tokens: int = 0
+    workers: int = 0
+    stages: StageSeconds = field(default_factory=StageSeconds)
 
 
 def summarize(
@@ -150,6 +192,8 @@ def summarize(
         cured_rows=cured_rows,
         seconds=round(effort.seconds, 3),
         load_seconds=round(effort.load_seconds, 3),
+        stages=effort.stages.rounded(),
+        workers=effort.workers,
         model=plan.model.name,
         task=plan.model.task,
         engine=plan.config.engine,

@@ -323,13 +323,26 @@ class RunFolder:
 
         A resume that batches as the first run did writes the same bytes.
         """
-        slug = re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
-        path = self.state / f"budget-{slug}.json"
+        path = self._budget_path(device_kind)
         content = {
             "max_batch_tokens": budget.max_batch_tokens,
             "max_batch_rows": budget.max_batch_rows,
         }
         publish(self.temporary / "budget", path, json.dumps(content).encode())
+        return self._read_budget(path)
+
+    def frozen_budget(self, device_kind: str) -> BatchBudget | None:
+        """The batch budget of this kind of device, or None where none was frozen."""
+        try:
+            return self._read_budget(self._budget_path(device_kind))
+        except FileNotFoundError:
+            return None
+
+    def _budget_path(self, device_kind: str) -> Path:
+        slug = re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
+        return self.state / f"budget-{slug}.json"
+
+    def _read_budget(self, path: Path) -> BatchBudget:
         with open_regular(path) as file:
             stored = file.read()
         try:

@@ -29,6 +29,7 @@ from batchinfer.core import (
 )
 from batchinfer.errors import JobMismatchError
 from batchinfer.plan import Plan
+from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
 from batchinfer.writers.footer import make_footer, read_columns, read_footer, seal
 from batchinfer.writers.run_folder import RunFolder
@@ -82,6 +83,7 @@ class ShardWriter:
     budget: BatchBudget
     dtype: str
     device_kind: str
+    watch: Stopwatch = dataclasses.field(default_factory=Stopwatch, compare=False)
 
     def commit(self, answered: AnsweredChunk) -> Shard:
         """Decode a chunk's answers, write its shard and publish it durably.
@@ -89,9 +91,14 @@ class ShardWriter:
         Where only some rows were answered again, the shard that stands is replaced by one with their
         new answers; it stays as it is where all of them failed as before.
         """
-        table = assemble(
-            answered, self.task, self.plan.output_schema, self.plan.config.output_prefix
-        )
+        with self.watch.measure("decode"):
+            table = assemble(
+                answered, self.task, self.plan.output_schema, self.plan.config.output_prefix
+            )
+        with self.watch.measure("write"):
+            return self._write(answered, table)
+
+    def _write(self, answered: AnsweredChunk, table: pa.Table) -> Shard:
         name = shard_name(answered.chunk.id)
         if answered.rows is not None:
             return self._renew(name, answered.chunk, table, answered.rows)

@@ -12,6 +12,7 @@ from torch import nn
 from transformers import AutoModel
 
 from batchinfer.engines import attention, cpu
+from batchinfer.engines.canary import distance
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe
 from batchinfer.tasks import create_task
@@ -55,9 +56,9 @@ def test_in_bfloat16_the_answers_are_no_further_from_float32_than_before(made_mo
     folder = made_model("bert")
     exact = states_of(AutoModel.from_pretrained(folder).eval(), folder)
     model = AutoModel.from_pretrained(folder, dtype=torch.bfloat16).eval()
-    before = attention.distance(states_of(model, folder), exact)
+    before = distance(states_of(model, folder), exact)
     assert "joined projections" in cpu.optimize(model, fuses=True)
-    after = attention.distance(states_of(model, folder), exact)
+    after = distance(states_of(model, folder), exact)
     assert 0 < after < 1.2 * before
 
 
@@ -143,7 +144,7 @@ def test_attention_by_products_is_that_of_pytorch(
     torch.testing.assert_close(attention._by_products(q, k, v, 0.2, seen), expected)
     monkeypatch.setattr(attention, "has_matrix_unit", lambda: False)
     halves = attention._attend_alike(*(x.bfloat16() for x in (q, k, v)), 0.2, window)
-    assert attention.distance(halves, expected) < 0.02
+    assert distance(halves, expected) < 0.02
 
 
 def test_a_container_with_a_quota_gets_no_more_threads_than_it_may_use(
@@ -164,6 +165,8 @@ def test_the_number_of_threads_is_the_users(made_model: Made) -> None:
             create_task(spec, "text", None), folder, dtype="float32", device="cpu", threads=1
         )
         assert torch.get_num_threads() == 1
+        LocalEngine(create_task(spec, "text", None), folder, dtype="float32", device="cpu")
+        assert torch.get_num_threads() == min(cpu._USUAL_THREADS, cpu.usable_cores())
     finally:
         torch.set_num_threads(before)
 

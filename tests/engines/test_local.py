@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from batchinfer.engines.devices import resolve_device, resolve_dtype
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe
 from batchinfer.errors import ModelError, UsageError
+from batchinfer.stages import StageSeconds, Stopwatch
 from batchinfer.tasks import create_task
 from tests.engines import made
 from tests.engines.conftest import REPOSITORY, Made, ask
@@ -238,18 +240,39 @@ def test_the_head_computes_its_logits_in_float32(made_model: Made) -> None:
     assert not torch.equal(logits, logits.bfloat16().float()), "they were rounded on the way"
 
 
+def test_the_time_of_a_cpu_is_split_into_inputs_and_model(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = engine_of(made_model("bert"), "embed", device="cpu")
+    inputs = engine._inputs
+    monkeypatch.setattr(engine, "_inputs", lambda batch: (time.sleep(0.05), inputs(batch))[1])
+    began = time.perf_counter()
+    assert list(engine.stream([batch_of(5, 4), batch_of(3)]))
+    measured, wall = engine.watch.seconds, time.perf_counter() - began
+    assert measured.copy >= 0.1
+    assert 0 < measured.forward < wall - 0.1
+    assert measured == StageSeconds(copy=measured.copy, forward=measured.forward)
+
+
 # The loop of a GPU, on a CPU that stands in for one --------------------------------------------
 
 
-class Arrival:
+class Mark:
     """An event that has happened when it is waited for; or that reports what failed after the launch."""
 
-    def __init__(self, error: Exception | None = None) -> None:
-        self.error = error
+    def __init__(self, milliseconds: float, error: Exception | None = None) -> None:
+        self.milliseconds, self.error = milliseconds, error
+
+    def elapsed_time(self, later: Mark) -> float:
+        return later.milliseconds - self.milliseconds
 
     def synchronize(self) -> None:
         if self.error is not None:
             raise self.error
+
+
+def marks(error: Exception | None = None) -> Any:
+    return Mark(0), Mark(1), Mark(8), Mark(10, error)
 
 
 @pytest.fixture
@@ -266,7 +289,7 @@ def stand_in(made_model: Made, monkeypatch: pytest.MonkeyPatch) -> Any:
         engine.device = torch.device("cpu")
         answers, fields = local._as_bytes(engine._forward(batch))
         engine.device = torch.device("cuda")
-        return local._Flight(batch, answers.clone(), fields, Arrival(engine.late_error))
+        return local._Flight(batch, answers.clone(), fields, marks(engine.late_error))
 
     engine.device = torch.device("cuda")
     monkeypatch.setattr(engine, "_launch", launch)
@@ -284,8 +307,7 @@ def test_answers_travel_as_bytes_and_land_as_they_were() -> None:
     with torch.inference_mode():
         data, fields = local._as_bytes({name: value.clone() for name, value in values.items()})
     landed = torch.empty(data.shape, dtype=torch.uint8).copy_(data)
-    arrival: Any = Arrival()
-    found = local._Flight(batch_of(1), landed, fields, arrival).land().values
+    found = local._Flight(batch_of(1), landed, fields, marks()).land().values
     assert list(found) == list(values)
     for name, value in values.items():
         assert found[name].dtype == value.numpy().dtype
@@ -308,6 +330,13 @@ def test_an_empty_batch_passes_through_a_gpu_in_its_turn(stand_in: Any) -> None:
     answered = list(stand_in.stream([batch_of(4, 3), batch_of(), batch_of(2)]))
     assert [len(batch) for batch, _ in answered] == [2, 0, 1]
     assert answered[1][1].values["label"].shape == (0,)
+
+
+def test_the_time_of_a_gpu_is_its_own_and_not_that_of_the_thread(stand_in: Any) -> None:
+    stand_in.watch = Stopwatch()
+    assert list(stand_in.stream([batch_of(5, 4), batch_of(3), batch_of(2)]))
+    assert stand_in.watch.seconds.forward == pytest.approx(3 * 0.007)
+    assert stand_in.watch.seconds.copy >= 3 * 0.003
 
 
 def test_a_gpu_short_of_memory_lands_what_flies_and_then_splits(stand_in: Any) -> None:
@@ -432,6 +461,21 @@ def test_the_loop_of_a_gpu_never_waits_for_it(made_model: Made) -> None:
         for flight, (_, answers) in zip(flights, answered, strict=True):
             for name, value in flight.land().values.items():
                 np.testing.assert_array_equal(value, answers.values[name])
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_the_time_of_a_gpu_is_measured_on_it(made_model: Made) -> None:
+    engine = gpu_engine(made_model("bert"), "embed")
+    batches = [batch_of(*[9] * 8, 5, 4, 3).pin_memory() for _ in range(6)]
+    list(engine.stream(batches))
+    engine.watch = Stopwatch()
+    began = time.perf_counter()
+    list(engine.stream(batches))
+    wall, measured = time.perf_counter() - began, engine.watch.seconds
+    assert 0 < measured.copy < measured.on_device
+    assert measured.forward > 0
+    assert measured.on_device <= wall
 
 
 @pytest.mark.gpu

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from batchinfer.engines import models
+from batchinfer.engines import files, models
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
@@ -406,5 +406,5 @@ def test_the_weights_of_a_folder_that_modules_json_names_are_part_of_the_model(
     identities = []
     for content in (b"a", b"b"):
         (tmp_path / "encoder" / "model.safetensors").write_bytes(content)
-        identities.append(models.find(str(tmp_path), None, False)[1])
+        identities.append(files.find(str(tmp_path), None, False)[1])
     assert identities[0] != identities[1]

@@ -1,0 +1,217 @@
+"""The batch budget of a run without a profile: grown while it pays, in a hundredth of the run's time.
+
+The probes are made before the first chunk, and what they find is frozen in the run folder, so that a
+resume batches alike. They have the lengths of rows of the input, but harmless words: a row that kills
+the process must do so in its own chunk, where it is marked (attempts.py).
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from batchinfer.batching import make_batches
+from batchinfer.core import Batch, BatchBudget, Chunk, ChunkId, Position, Requests
+from batchinfer.engines import create_encoder
+from batchinfer.engines.base import Engine
+from batchinfer.plan import Plan
+from batchinfer.tuning.sample import BYTES_A_TOKEN, sample_rows
+
+log = logging.getLogger("batchinfer")
+
+#: The share of a run that finding its budget may take, and at most so many seconds.
+SHARE = 0.01
+MAX_SECONDS = 30.0
+#: A larger budget has to be faster by this share, or it is not worth its memory. On a CPU differences
+#: are as small as what other processes do to a probe.
+GAIN, GAIN_OF_CPU = 0.02, 0.05
+#: The share of a device's memory that a batch may need; the rest is for fragments and longer rows.
+MEMORY_SHARE = 0.87
+#: Tokens a second that no engine answers more than: below, a run is over before a probe would pay.
+_FASTEST = {"cpu": 50_000, "other": 2_000_000}
+#: Batches of a probe, the first of which is not timed.
+_BATCHES = 3
+_MAX_ROWS = 20_000
+_WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps in the warm sun "
+
+#: Makes a number of batches of a budget.
+MakeBatches = Callable[[BatchBudget, int], list[Batch]]
+
+
+def probe_budget(
+    engine: Engine, plan: Plan, model_folder: Path | None, stopped: Callable[[], bool]
+) -> BatchBudget:
+    """The budget to freeze for a job that has none; the engine's default where probing cannot pay.
+
+    Raises what reading the input raises.
+    """
+    usual = engine.default_budget
+    a_row = min(float(plan.model.max_length), plan.row_bytes / BYTES_A_TOKEN)
+    expected = int(plan.num_rows_estimate * max(1.0, a_row))
+    fastest = _FASTEST["cpu" if engine.device_kind == "cpu" else "other"]
+    most = MAX_SECONDS
+    if plan.config.deadline is not None:
+        most = min(most, SHARE * plan.config.deadline)
+    # Less than a second would be left for the probes, even if the device were that fast.
+    if plan.config.engine == "fake" or min(most, SHARE * expected / fastest) < 1.0:
+        return usual
+    requests = _harmless(plan, model_folder, engine)
+    if not len(requests):
+        return usual
+
+    def batches(budget: BatchBudget, num: int) -> list[Batch]:
+        found = [b for b in make_batches(ChunkId(0, 0), requests, budget) if len(b)]
+        # Evenly spaced: neither the longest rows alone nor the shortest.
+        return [found[(2 * i + 1) * len(found) // (2 * num)] for i in range(num)]
+
+    return choose_budget(engine, batches, expected, max_seconds=most, stopped=stopped)
+
+
+def choose_budget(
+    engine: Engine,
+    batches: MakeBatches,
+    expected_tokens: int,
+    *,
+    max_seconds: float = MAX_SECONDS,
+    clock: Callable[[], float] = time.perf_counter,
+    stopped: Callable[[], bool] = lambda: False,
+) -> BatchBudget:
+    """Grow the engine's budget while throughput and memory allow it; shrink it where memory ran out.
+
+    `expected_tokens` of the whole run: the probes may take a share of the time for those, and at most
+    `max_seconds`.
+    """
+    budget, began = engine.default_budget, clock()
+    gain = GAIN_OF_CPU if engine.device_kind == "cpu" else GAIN
+    memory = MemoryModel(engine)
+    found = _probe(engine, batches, budget, memory, clock)
+    if engine.ceiling_tokens is not None:
+        return _below(budget, engine.ceiling_tokens)
+    best = found.rate
+    allowed = min(max_seconds, SHARE * expected_tokens / max(1e-9, best))
+    while not stopped():
+        larger = BatchBudget(2 * budget.max_batch_tokens, budget.max_batch_rows)
+        if clock() - began + 2 * found.seconds > allowed or found.is_whole:
+            break
+        if not memory.has_room_for(larger.max_batch_tokens):
+            break
+        found = _probe(engine, batches, larger, memory, clock)
+        if engine.ceiling_tokens is not None or found.rate < best * (1 + gain):
+            break
+        budget, best = larger, found.rate
+    if engine.ceiling_tokens is not None:
+        budget = _below(budget, engine.ceiling_tokens)
+    log.debug(
+        f"probed batches for {clock() - began:.1f} s: {budget.max_batch_tokens:,} tokens a batch, "
+        f"{best:,.0f} tokens/s"
+    )
+    return budget
+
+
+class MemoryModel:
+    """What a batch needs of the device's memory, as a line through what others needed."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self._sizes: list[int] = []
+        self._peaks: list[int] = []
+        self._available = 0
+        engine.memory_use()  # from here on
+
+    def saw(self, tokens: int) -> None:
+        """Take down what was needed since last time, the largest batch of which had so many tokens."""
+        if (use := self._engine.memory_use()) is not None:
+            self._sizes.append(tokens)
+            self._peaks.append(use.peak)
+            self._available = use.available
+
+    def has_room_for(self, tokens: int) -> bool:
+        """Whether a batch of this size will fit; yes where nothing is known."""
+        if not self._peaks:
+            return True
+        if len(set(self._sizes)) < 2:
+            # The weights are part of the peak: this errs on the safe side.
+            need = self._peaks[-1] * tokens / max(1, self._sizes[-1])
+        else:
+            slope, base = np.polyfit(self._sizes, self._peaks, 1)
+            need = max(0.0, slope) * tokens + base
+        return bool(need <= MEMORY_SHARE * self._available)
+
+
+@dataclass(frozen=True, slots=True)
+class _Found:
+    """What a probe found: tokens a second, its own seconds, and whether the sample fills no batch."""
+
+    rate: float
+    seconds: float
+    is_whole: bool
+
+
+def _probe(
+    engine: Engine,
+    batches: MakeBatches,
+    budget: BatchBudget,
+    memory: MemoryModel,
+    clock: Callable[[], float],
+) -> _Found:
+    first, *others = batches(budget, _BATCHES)
+    began = clock()
+    # What is paid once is not timed: kernels, caches, memory from the driver. A half of a batch, then a
+    # whole one: two points of the line that memory follows.
+    for part in (first.halves()[0], first):
+        if len(part):
+            _answer_all(engine, [part])
+            memory.saw(_size(part))
+    started = clock()
+    _answer_all(engine, others)
+    ended = clock()
+    largest = max(map(_size, (first, *others)))
+    memory.saw(largest)
+    tokens = sum(batch.num_tokens for batch in others)
+    return _Found(
+        rate=tokens / max(1e-9, ended - started),
+        seconds=ended - began,
+        is_whole=2 * largest < budget.max_batch_tokens,
+    )
+
+
+def _answer_all(engine: Engine, batches: Iterable[Batch]) -> None:
+    for _ in engine.stream(batches):
+        pass
+
+
+def _size(batch: Batch) -> int:
+    return len(batch) * batch.max_length
+
+
+def _below(budget: BatchBudget, ceiling: int) -> BatchBudget:
+    """The budget, halved until it is below what memory was seen to suffice for."""
+    tokens = budget.max_batch_tokens
+    while tokens > max(1, ceiling):
+        tokens //= 2
+    return BatchBudget(tokens, budget.max_batch_rows)
+
+
+def _harmless(plan: Plan, model_folder: Path | None, engine: Engine) -> Requests:
+    """Requests as long as rows of the input, made of ordinary words."""
+    wanted = 4 * _BATCHES * engine.default_budget.max_batch_tokens
+    a_row = max(1.0, min(plan.model.max_length, plan.row_bytes / BYTES_A_TOKEN))
+    found = sample_rows(plan, min(_MAX_ROWS, max(64, int(wanted / a_row))))
+    longest = int(2 * BYTES_A_TOKEN * plan.model.max_length)
+    text = _WORDS * (longest // len(_WORDS) + 1)
+    columns: dict[str, Any] = {}
+    for name in found.table.column_names:
+        sizes: Any = pc.fill_null(pc.binary_length(found.table.column(name)), 0)
+        texts = [text[:size] for size in np.minimum(sizes.to_numpy(), longest).tolist()]
+        columns[name] = pa.chunked_array([pa.array(texts, pa.string())])
+    chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
+    encoder = create_encoder(plan.config, plan.model, model_folder)
+    return engine.task.encode(chunk, encoder)

@@ -1,0 +1,53 @@
+"""A few rows that a model answers in two ways, before one of them is trusted."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from batchinfer.core import Batch, ChunkId
+
+#: Longest first: beyond every usual window of attention, down to the shortest there is.
+_LENGTHS = (300, 130, 33, 7, 2)
+
+
+class Canary:
+    """Rows with the answers that a model gives to each of them alone."""
+
+    def __init__(self, rows: list[Batch], ask: Callable[[Batch], torch.Tensor]) -> None:
+        self._together = _joined(rows)
+        self._alone = torch.cat([ask(row) for row in rows])
+
+    def difference(self, ask: Callable[[Batch], torch.Tensor]) -> float:
+        """How far the answers to all rows in one batch are from those to rows alone, as a share."""
+        return distance(ask(self._together), self._alone)
+
+
+def sample_rows(vocab_size: int, max_length: int, pad_token_id: int) -> list[Batch]:
+    """Rows of random tokens, the same ones each time, each a batch of its own; longest first."""
+    draw = np.random.default_rng(0)
+    rows = []
+    for length in sorted({min(length, max_length) for length in _LENGTHS}, reverse=True):
+        tokens = draw.integers(0, vocab_size - 1, length, dtype=np.int32)
+        tokens += tokens >= pad_token_id  # RoBERTa takes padding out of the positions
+        lengths = np.array([length], dtype=np.int32)
+        rows.append(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, {"input_ids": tokens}))
+    return rows
+
+
+def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
+    """How far apart two answers are: the norm of their difference, as a share of the expected one's."""
+    found, expected = found.double(), expected.double()
+    return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
+
+
+def _joined(rows: list[Batch]) -> Batch:
+    """Rows that are batches of their own, longest first, as one batch."""
+    return Batch(
+        rows[0].chunk,
+        np.arange(len(rows), dtype=np.int64),
+        np.concatenate([row.lengths for row in rows]),
+        {"input_ids": np.concatenate([row.fields["input_ids"] for row in rows])},
+    )

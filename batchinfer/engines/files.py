@@ -1,0 +1,164 @@
+"""A model's files: found, fetched once, and named by what is in them; no weights are loaded."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from pathlib import Path
+from typing import Any
+
+from batchinfer.errors import ModelError, UsageError, one_line
+
+#: What a model consists of; the rest of a repository (readme, pickles, other formats) stays there.
+_FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
+_CODE = "*.py"
+_SAFE_WEIGHTS = "*.safetensors"
+_PICKLED_WEIGHTS = "pytorch_model*.bin"
+_FOREIGN = ("onnx/*", "openvino/*", "coreml/*", "tf/*", "flax/*", "original/*", "checkpoint-*/*")
+
+
+def find(
+    model: str, revision: str | None, trust_remote_code: bool, allow_pickle: bool = False
+) -> tuple[Path, str]:
+    """A model's local folder, and its identity: the commit, or a digest of the folder's files.
+
+    Raises ModelError where there is no such folder, or no such hub model, or no way to the hub.
+    """
+    if not model:
+        raise ModelError("--model is empty: give a hub id or a folder")
+    if "\0" in model:
+        raise ModelError("--model holds a zero byte: give a hub id or a folder")
+    path = Path(model).expanduser()
+    if path.is_dir():
+        if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
+            raise ModelError(f"{model}: not a model: the folder has no config.json")
+        if revision is not None:
+            raise UsageError(f"--revision is of hub models; {model} is a local folder")
+        return path.resolve(), _digest(path.resolve(), trust_remote_code, allow_pickle)
+    if path.exists():
+        raise ModelError(f"{model}: a model is a folder or a hub id, this is a file")
+    if "://" in model:
+        raise ModelError(f"{model}: an address; give a hub id (OWNER/NAME) or a folder")
+    if model.startswith((".", "~", os.sep)) or model.count("/") > 1:
+        raise ModelError(f"{model}: no such model folder")
+    patterns = _patterns(trust_remote_code)
+    path, commit = _snapshot(model, revision, patterns)
+    if allow_pickle and not any(path.rglob(_SAFE_WEIGHTS)):
+        return _snapshot(model, revision, [*patterns, _PICKLED_WEIGHTS])
+    return path, commit
+
+
+def _patterns(trust_remote_code: bool) -> list[str]:
+    return [*_FILES, _CODE] if trust_remote_code else list(_FILES)
+
+
+def require_weights(folder: Path, model: str, task: str, allow_pickle: bool) -> None:
+    """See that there are safetensors; pickled weights can run code, so they need consent."""
+    if any(folder.glob(_SAFE_WEIGHTS)):
+        return
+    loadable = any(folder.glob(_PICKLED_WEIGHTS))
+    if loadable and allow_pickle:
+        return
+    pickled = sorted(
+        file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)
+    )
+    held = f"has no safetensors, only {pickled[0]}" if pickled else "has no safetensors weights"
+    auto = "AutoModelForSequenceClassification" if task == "classify" else "AutoModel"
+    raise ModelError(
+        f"{model}: {held}; convert it once:"
+        f' python -c "from transformers import {auto} as A, AutoTokenizer as T;'
+        f" m='{model}'; A.from_pretrained(m).save_pretrained('converted');"
+        " T.from_pretrained(m).save_pretrained('converted')\""
+        + (", or, where you trust it, give --allow-pickle" if loadable else "")
+    )
+
+
+def read_json(file: Path, model: str) -> Any:
+    """A JSON file's content; {} where there is none."""
+    try:
+        return json.loads(file.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return {}
+    except (OSError, ValueError, RecursionError) as error:
+        raise ModelError(f"{model}: {file.name} cannot be read: {one_line(error)}") from None
+
+
+def _snapshot(model: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+    from huggingface_hub import errors, snapshot_download
+
+    at = f" at revision {revision}" if revision else ""
+    try:
+        folder = snapshot_download(
+            model, revision=revision, allow_patterns=patterns, ignore_patterns=list(_FOREIGN)
+        )
+    except errors.GatedRepoError:
+        raise ModelError(
+            f"{model}: the model is gated: accept its terms on its page, then log in"
+            " (`hf auth login`)"
+        ) from None
+    except errors.RevisionNotFoundError:
+        raise ModelError(f"{model}: the hub has no revision {revision}") from None
+    except errors.RepositoryNotFoundError:
+        raise ModelError(
+            f"{model}: no such folder, and no such model on the hub"
+            " (a private one needs `hf auth login`)"
+        ) from None
+    except errors.HFValidationError:
+        raise ModelError(f"{model}: no such folder, and not a hub id (OWNER/NAME)") from None
+    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
+        why = "HF_HUB_OFFLINE is set" if _is_offline() else "the hub cannot be reached"
+        raise ModelError(
+            f"{model}{at}: no such folder, not in the local cache, and {why}:"
+            f" fetch it where there is a network (`hf download {model}`), or give a local folder"
+        ) from None
+    except (OSError, ValueError, errors.HfHubHTTPError) as error:
+        raise ModelError(f"{model}{at}: cannot be fetched: {one_line(error)}") from None
+    path = Path(folder)
+    if not (path / "config.json").exists() and not (path / "modules.json").exists():
+        raise ModelError(
+            f"{model}{at}: not a model, or only part of it is in the local cache: no config.json"
+        )
+    return path, path.name
+
+
+def _is_offline() -> bool:
+    from huggingface_hub import constants
+
+    return bool(constants.HF_HUB_OFFLINE)
+
+
+def _digest(folder: Path, trust_remote_code: bool, allow_pickle: bool) -> str:
+    """A digest of the names and contents of a model's files: equal folders are the same model.
+
+    Code and pickled weights count where they are loaded.
+    """
+    patterns = _patterns(trust_remote_code)
+    parts = read_json(folder / "modules.json", str(folder))
+    listed = [
+        Path(str(part["path"])) for part in parts if isinstance(part, dict) and "path" in part
+    ]
+    named = (folder / path for path in listed if not (path.is_absolute() or ".." in path.parts))
+    numbered = (path for path in folder.iterdir() if path.is_dir() and _is_module(path.name))
+    places = {folder, *named, *numbered}
+    if allow_pickle and not any(any(place.glob(_SAFE_WEIGHTS)) for place in places):
+        patterns.append(_PICKLED_WEIGHTS)
+    found = sorted(
+        {file for place in places for pattern in patterns for file in place.glob(pattern)}
+    )
+    digest = hashlib.sha256()
+    for file in found:
+        if file.is_dir() or not file.exists():  # a link to nothing is nothing
+            continue
+        if not file.is_file():  # whoever reads a FIFO waits for its writer
+            raise ModelError(f"{file}: no regular file, so no part of a model; remove it")
+        with file.open("rb") as stream:
+            content = hashlib.file_digest(stream, "sha256").hexdigest()
+        digest.update(f"{file.relative_to(folder).as_posix()}\0{content}\n".encode())
+    return "sha256:" + digest.hexdigest()
+
+
+def _is_module(name: str) -> bool:
+    """Whether a folder is a part of a sentence-transformers model: 0_Transformer, 1_Pooling."""
+    return re.match(r"\d+_", name) is not None

@@ -1,0 +1,157 @@
+"""Timing one setting: the same rows for each, a warm-up, repetitions until their median stands."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchinfer.core import Batch, BatchBudget
+from batchinfer.engines.base import Engine
+from batchinfer.tuning.accuracy import cut
+from batchinfer.tuning.sample import Sample
+
+#: A repetition should take about so long, in seconds: many times what a clock or a scheduler adds.
+REPETITION_SECONDS = 0.5
+MIN_REPETITIONS, MAX_REPETITIONS = 3, 6
+#: The middle half of the repetitions lies within this share of the median: it stands.
+STABLE = 0.02
+#: After one repetition at less than this share of the best, a setting is not worth the others.
+HOPELESS = 0.8
+#: Windows of the sample, from long rows to short ones.
+MAX_WINDOWS = 4
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a setting does: useful tokens a second, seconds a full batch, and how sure that is.
+
+    `spread`: the middle half of the repetitions, as a share of their median. `ran_out`: of memory.
+    `is_hopeless`: too slow to be timed again.
+    """
+
+    tokens_per_second: float
+    latency: float
+    spread: float
+    ran_out: bool = False
+    is_hopeless: bool = False
+
+
+class Bench:
+    """Times engines on a sample.
+
+    All settings answer the same windows of the length-sorted sample, so that a small budget is not
+    flattered by shorter rows; each repetition moves them on, as no two batches of a run have one shape.
+    `deadline` is by `clock`, in seconds.
+    """
+
+    def __init__(self, sample: Sample, deadline: float, clock: Callable[[], float]) -> None:
+        self.sample, self.deadline, self.clock = sample, deadline, clock
+        self.seconds = deadline - clock()
+        lengths = sample.requests.cost[sample.order].astype(np.int64)
+        #: Tokens before each request of the sorted sample, and all of them.
+        self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
+        self._windows = 1
+        self._window_tokens = 0
+
+    @property
+    def seconds_left(self) -> float:
+        return self.deadline - self.clock()
+
+    @property
+    def is_half_over(self) -> bool:
+        """Whether more of the time has passed than is left."""
+        return 2 * self.seconds_left < self.seconds
+
+    def calibrate(self, engine: Engine, budget: BatchBudget) -> None:
+        """Choose how much is answered in a repetition, by a batch of this budget."""
+        batch = self._batches(budget, 0, 1, 0, 1)[0]
+        self._answer([batch], engine)
+        seconds = self._answer([batch], engine)
+        tokens = REPETITION_SECONDS * batch.num_tokens / max(1e-9, seconds)
+        self._windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // budget.max_batch_tokens)))
+        self._window_tokens = int(tokens / self._windows)
+
+    def seconds_for(self, budget: BatchBudget, tokens_per_second: float) -> float:
+        """About what measuring a setting takes that is as fast as this."""
+        window = max(self._window_tokens, budget.max_batch_tokens)
+        a_repetition = min(self._windows * window, int(self._before[-1])) / max(
+            1.0, tokens_per_second
+        )
+        return (MIN_REPETITIONS + 1) * a_repetition
+
+    def measure(self, engine: Engine, budget: BatchBudget, best: float = 0.0) -> Measured:
+        """Time an engine at a budget; `best` is the rate that it has to come near to."""
+        ceiling = engine.ceiling_tokens
+        rates: list[float] = []
+        latencies: list[float] = []
+        last = 0.0
+        for turn in range(MAX_REPETITIONS):
+            if rates and self.clock() + last > self.deadline:
+                break
+            began = self.clock()
+            batches = [
+                batch
+                for window in range(self._windows)
+                for batch in self._batches(
+                    budget, window, self._windows, turn, self._per_window(budget)
+                )
+            ]
+            alone = batches[len(batches) // 2]
+            if not turn:
+                self._answer([alone], engine)
+            latencies.append(self._answer([alone], engine))
+            seconds = self._answer(batches, engine)
+            rates.append(sum(batch.num_tokens for batch in batches) / max(1e-9, seconds))
+            last = self.clock() - began
+            if engine.ceiling_tokens != ceiling:
+                return _summary(rates, latencies, ran_out=True)
+            if not turn and rates[0] < HOPELESS * best:
+                return _summary(rates, latencies, is_hopeless=True)
+            if len(rates) >= MIN_REPETITIONS and _spread(rates) < STABLE:
+                break
+        return _summary(rates, latencies)
+
+    def _per_window(self, budget: BatchBudget) -> int:
+        """Batches of a window: as many as give about the same tokens at each budget."""
+        return max(1, round(self._window_tokens / budget.max_batch_tokens))
+
+    def _batches(
+        self, budget: BatchBudget, window: int, windows: int, turn: int, num: int
+    ) -> list[Batch]:
+        """Full batches from one of the windows; a rest that fills none is left out."""
+        total = int(self._before[-1])
+        stratum = total / windows
+        size = min(total, num * budget.max_batch_tokens)
+        # In the middle of its share of the sample, and further on with every turn.
+        room = max(1.0, stratum - size)
+        start = window * stratum + (max(0.0, stratum - size) / 2 + turn * size) % room
+        start = min(max(0.0, start), total - size)
+        first = int(np.searchsorted(self._before, start, side="right")) - 1
+        rows = self.sample.order[first : int(np.searchsorted(self._before, start + 2 * size)) + 1]
+        return cut(self.sample, rows, budget)[:num]
+
+    def _answer(self, batches: list[Batch], engine: Engine) -> float:
+        """The seconds that it takes to answer these."""
+        started = self.clock()
+        for _ in engine.stream(batches):
+            pass
+        return self.clock() - started
+
+
+def _summary(
+    rates: list[float], latencies: list[float], *, ran_out: bool = False, is_hopeless: bool = False
+) -> Measured:
+    return Measured(
+        tokens_per_second=float(np.median(rates)),
+        latency=float(np.median(latencies)),
+        spread=_spread(rates),
+        ran_out=ran_out,
+        is_hopeless=is_hopeless,
+    )
+
+
+def _spread(rates: list[float]) -> float:
+    low, middle, high = np.percentile(rates, [25, 50, 75])
+    return float((high - low) / middle)

@@ -1,0 +1,102 @@
+"""tune(): from a job's configuration to the profile that `run` picks up."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import UTC, datetime
+from pathlib import Path
+
+from batchinfer.config import RunConfig
+from batchinfer.engines import create_encoder, create_engine, kind_of_device
+from batchinfer.engines.base import Engine
+from batchinfer.errors import InputError
+from batchinfer.plan import Plan
+from batchinfer.planning import make_plan
+from batchinfer.profiles import Profile, key_of
+from batchinfer.tasks import create_task
+from batchinfer.tasks.base import Task
+from batchinfer.tuning.display import SilentTable
+from batchinfer.tuning.result import TuneReport
+from batchinfer.tuning.sample import Sample, take_sample
+from batchinfer.tuning.search import Listener, Search
+from batchinfer.tuning.trial import Bench
+
+#: Tokens of the sample: enough for several of the largest batches, and encoded in a second.
+SAMPLE_TOKENS = {"cpu": 250_000, "mps": 250_000}
+SAMPLE_TOKENS_OF_GPU = 2_000_000
+
+CreateEngine = Callable[[RunConfig, Task, Path | None], Engine]
+
+
+def tune(
+    config: RunConfig,
+    *,
+    max_seconds: float = 90.0,
+    listener: Listener | None = None,
+    create: CreateEngine = create_engine,
+    clock: Callable[[], float] = time.perf_counter,
+) -> TuneReport:
+    """Find the fastest setting for a job on this machine, and keep it as a profile.
+
+    The profile goes to the user's cache, to the file that `config.profile` names, or nowhere ("none").
+    What takes longer than `max_seconds` is not tried. Raises UsageError, InputError (also where no row
+    of the sample has a text), ModelError, or StorageError.
+    """
+    began = clock()
+    # Only the text columns are read, and an earlier profile must not decide anything.
+    update = {"profile": "none", "keep": ("none",), "output": ""}
+    plan, folder = make_plan(config.model_copy(update=update), is_rehearsal=True)
+    task = create_task(plan.model, plan.config.text_column, plan.config.text_pair_column)
+    kind = kind_of_device(plan.config)
+    sample = _sample(plan, task, folder, kind)
+    bench = Bench(sample, began + max_seconds, clock)
+    search = Search(
+        asked=config,
+        resolved=plan.config,
+        device_kind=kind,
+        bench=bench,
+        create=lambda wanted: create(wanted, task, folder),
+        listener=listener or SilentTable(),
+        num_rows=plan.num_rows_estimate,
+    )
+    found = search.run()
+    profile = Profile(
+        key=key_of(config, plan.model, kind),
+        engine=found.chosen.engine,
+        dtype=found.chosen.dtype,
+        settings=found.chosen.settings,
+        trials=found.trials,
+        created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
+    )
+    path = _path(config, profile)
+    if path is not None:
+        profile.write(path)
+    return TuneReport(
+        profile=profile,
+        path="" if path is None else str(path),
+        model=plan.model.name,
+        num_rows=len(sample.requests),
+        lengths=sample.lengths,
+        num_tokens_estimate=int(plan.num_rows_estimate * sample.lengths["mean"]),
+        reasons=found.reasons,
+        not_tried=found.not_tried,
+        seconds=clock() - began,
+    )
+
+
+def _sample(plan: Plan, task: Task, folder: Path | None, kind: str) -> Sample:
+    encoder = create_encoder(plan.config, plan.model, folder)
+    sample = take_sample(plan, task, encoder, SAMPLE_TOKENS.get(kind, SAMPLE_TOKENS_OF_GPU))
+    if not len(sample.requests):
+        raise InputError(
+            f"no row of the sample has a text in column '{plan.config.text_column}'; choose another "
+            "with --text-column"
+        )
+    return sample
+
+
+def _path(config: RunConfig, profile: Profile) -> Path | None:
+    if config.profile == "none":
+        return None
+    return profile.key.path if config.profile == "auto" else Path(config.profile)

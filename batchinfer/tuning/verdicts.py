@@ -1,0 +1,71 @@
+"""What is made of a trial: whether it may be chosen, and how it stands beside the best, in words."""
+
+from __future__ import annotations
+
+from batchinfer.profiles import Trial
+from batchinfer.tuning.accuracy import Agreement
+from batchinfer.tuning.trial import HOPELESS, Measured
+
+#: A setting replaces a simpler one where it is faster by this share; of the budgets, the smallest
+#: within it of the best is chosen: less memory, and shorter waits.
+NEAR = 0.02
+
+
+def verdict_of(measured: Measured, agreement: Agreement | None) -> str:
+    """What keeps a setting from being chosen, in a few words; "" where nothing does."""
+    if agreement is not None and agreement.complaint:
+        return f"answers differ: {agreement.complaint}"
+    if measured.ran_out:
+        return "out of memory"
+    if measured.is_hopeless:
+        return f"below {HOPELESS:.0%} of the best"
+    return ""
+
+
+def is_right(trial: Trial) -> bool:
+    """Whether a trial may be chosen: its answers hold, and its batches fitted."""
+    return not trial.verdict
+
+
+def is_faster(trial: Trial, best: Trial | None) -> bool:
+    """Whether a trial is clearly faster; every one is faster than none."""
+    return best is None or trial.tokens_per_second > (1 + NEAR) * best.tokens_per_second
+
+
+def is_of(trial: Trial, best: Trial) -> bool:
+    """Whether both need the same memory for a batch."""
+    a, b = trial.settings, best.settings
+    return (trial.engine, trial.dtype, a.attention, a.compile) == (
+        best.engine,
+        best.dtype,
+        b.attention,
+        b.compile,
+    )
+
+
+def against(trial: Trial, best: Trial) -> str:
+    """An engine and precision beside the best."""
+    return f"{trial.engine} in {trial.dtype}: {short_of(trial, best)}"
+
+
+def short_of(trial: Trial, best: Trial) -> str:
+    """How fast a trial is beside the best, and what else speaks against it."""
+    if not trial.tokens_per_second:
+        return trial.verdict
+    share = f"{trial.tokens_per_second / best.tokens_per_second:.2f} × that"
+    return share if is_right(trial) else f"{share}, {trial.verdict}"
+
+
+def rate_at(trial: Trial) -> str:
+    """A budget and its rate."""
+    return f"{trial.settings.max_batch_tokens:,}: {trial.tokens_per_second:,.0f} tokens/s"
+
+
+def value_of(what: str, trial: Trial) -> str:
+    """A trial's place on one coordinate: attention, threads or compilation."""
+    settings = trial.settings
+    if what == "attention":
+        return settings.attention or "auto"
+    if what == "threads":
+        return "all" if settings.threads is None else str(settings.threads)
+    return "on" if settings.compile else "off"

@@ -1,0 +1,170 @@
+"""The choice of `batchinfer tune` against an exhaustive sweep of the same settings.
+
+    python benchmarks/sweep.py sample_data/reviews.jsonl --model sample_data/tiny-sentiment --out sweep.json
+
+Every combination of engine, precision, attention, threads and batch budget answers the whole input,
+tokenized before, in turn (A B C A B C), several rounds. What is compared are medians: the setting that
+tune chose, over the best setting whose answers hold by tune's own measure. Both come from the same
+rounds, so that the clock of one does not flatter the other.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib.util
+import itertools
+import json
+import statistics
+import sys
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from batchinfer.batching import make_batches
+from batchinfer.config import RunConfig
+from batchinfer.core import Batch, BatchBudget, ChunkId
+from batchinfer.engines import create_encoder, create_engine
+from batchinfer.engines.base import Engine
+from batchinfer.errors import BatchInferError
+from batchinfer.planning import make_plan
+from batchinfer.profiles import num_cores
+from batchinfer.tasks import create_task
+from batchinfer.tuning.accuracy import answers_of, compare, probe_rows
+from batchinfer.tuning.sample import take_sample
+from batchinfer.tuning.tune import tune
+
+BUDGETS = (1024, 2048, 4096, 8192, 16384)
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One point of the sweep."""
+
+    engine: str
+    dtype: str
+    attention: str
+    threads: int
+    tokens: int
+
+    @property
+    def loaded(self) -> tuple[str, str, str, int]:
+        """What takes a model of its own."""
+        return self.engine, self.dtype, self.attention, self.threads
+
+
+def settings() -> list[Setting]:
+    """All of them; an attention is of the local engine alone."""
+    threads = sorted({num_cores(), max(1, num_cores() // 2)})
+    found = [
+        Setting("local", *point)
+        for point in itertools.product(
+            ("bfloat16", "float32"), ("packed", "sdpa", "eager"), threads, BUDGETS
+        )
+    ]
+    if importlib.util.find_spec("openvino"):
+        found += [
+            Setting("openvino", dtype, "auto", count, tokens)
+            for dtype, count, tokens in itertools.product(("bfloat16", "float32"), threads, BUDGETS)
+        ]
+    return found
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("input")
+    parser.add_argument("--model", required=True)
+    parser.add_argument("--text-column", default="text")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--tokens", type=int, default=1_000_000, help="of the input, at most")
+    parser.add_argument("--out", type=Path, required=True)
+    given = parser.parse_args()
+
+    config = RunConfig(
+        inputs=(given.input,), model=given.model, text_column=given.text_column, profile="none"
+    )
+    began = time.perf_counter()
+    report = tune(config)
+    seconds = time.perf_counter() - began
+    best = report.profile
+    print(f"tune took {seconds:.0f} s: {best.engine} {best.dtype} {best.settings}", file=sys.stderr)
+
+    plan, folder = make_plan(config.model_copy(update={"keep": ("none",)}), is_rehearsal=True)
+    task = create_task(plan.model, plan.config.text_column, None)
+    sample = take_sample(plan, task, create_encoder(plan.config, plan.model, folder), given.tokens)
+    own = "auto" if best.engine == "openvino" else "packed"
+    chosen = Setting(
+        best.engine,
+        best.dtype,
+        best.settings.attention or own,
+        best.settings.threads or num_cores(),
+        best.settings.max_batch_tokens or 0,
+    )
+
+    def load(setting: Setting) -> Engine:
+        update = {
+            "engine": setting.engine, "dtype": setting.dtype, "attention": setting.attention,
+            "threads": setting.threads,
+        }  # fmt: skip
+        return create_engine(plan.config.model_copy(update=update), task, folder)
+
+    def cut(tokens: int) -> list[Batch]:
+        return make_batches(ChunkId(0, 0), sample.requests, BatchBudget(tokens, 4096))
+
+    rows = probe_rows(sample)
+    reference = answers_of(
+        load(Setting("local", "float32", "eager", num_cores(), 1)), sample, rows, BatchBudget(1, 1)
+    )
+    points = settings()
+    if chosen not in points:
+        points.append(chosen)
+    batches = {tokens: cut(tokens) for tokens in {point.tokens for point in points}}
+    tokens = sum(batch.num_tokens for batch in batches[points[0].tokens])
+    rates: dict[Setting, list[float]] = {}
+    wrong: dict[Setting, str] = {}
+    for turn in range(given.rounds + 1):  # the first is a warm-up
+        for _, group in itertools.groupby(points, key=lambda point: point.loaded):
+            members = list(group)
+            try:
+                engine = load(members[0])
+                if not turn:
+                    found = answers_of(engine, sample, rows, BatchBudget(4096, 4096))
+                    complaint = compare(task.spec, reference, found).complaint
+                    wrong |= dict.fromkeys(members, complaint) if complaint else {}
+            except BatchInferError as error:
+                wrong |= dict.fromkeys(members, str(error))
+                continue
+            for point in members:
+                started = time.perf_counter()
+                for _ in engine.stream(batches[point.tokens]):
+                    pass
+                rate = tokens / (time.perf_counter() - started)
+                if turn:
+                    rates.setdefault(point, []).append(rate)
+            engine.close()
+    medians = {point: statistics.median(found) for point, found in rates.items()}
+    right = {point: rate for point, rate in medians.items() if point not in wrong}
+    fastest = max(right, key=lambda point: right[point])
+    result: dict[str, Any] = {
+        "input": Path(given.input).name, "model": plan.model.name, "tokens": tokens,
+        "rounds": given.rounds, "tune_seconds": round(seconds, 1),
+        "chosen": shown(chosen, medians), "fastest": shown(fastest, medians),
+        "chosen_over_fastest": round(medians[chosen] / medians[fastest], 4),
+        "settings": [
+            {**shown(point, medians), "wrong": wrong.get(point, "")} for point in sorted(
+                medians, key=lambda point: -medians[point])
+        ],
+    }  # fmt: skip
+    given.out.write_text(json.dumps(result, indent=1) + "\n")
+    print(json.dumps({k: v for k, v in result.items() if k != "settings"}, indent=1))
+    return 0
+
+
+def shown(point: Setting, medians: dict[Setting, float]) -> dict[str, Any]:
+    return {**vars(point), "tokens_per_second": round(medians[point])}
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
