@@ -51,7 +51,7 @@ $(VENV)/.bench: $(VENV)/.dev
 	@$(PIP) --editable '.[dev,bench]'
 	@touch $@
 
-bench-peers: $(VENV)/.bench  ## whole runs beside other libraries (hours); RESULT=name ARGUMENTS='--models minilm'
+bench-peers: $(VENV)/.bench  ## whole runs beside other libraries (hours); RESULT=name ARGUMENTS='--cases core'
 	@$(BIN)/python -m benchmarks.peers --out benchmarks/results/$(RESULT).json $(ARGUMENTS) --corpus \
 		$(CORPORA)/gsm8k/grade_school_math/data/test.jsonl \
 		$$(find $(CORPORA)/self-instruct -name '*.jsonl' | sort)

@@ -57,11 +57,13 @@ _RUN_FLAGS = [name for name in RunConfig.model_fields if name != "inputs"]
 #: A plan cannot give these: whoever wrote it may be another than who resumes it.
 _CONSENTS = ("trust_remote_code", "allow_pickle")
 _RESUME_FLAGS = [name for name in _RUN_FLAGS if knob_of(name)["free"] or name in _CONSENTS]
-#: What a run writes, and when it stops, is no matter of its speed.
+#: `tune` has an option of its own for the profile.
+_TUNE_FLAGS = [name for name in _RUN_FLAGS if name != "profile"]
+#: What a run writes, and when it stops, is no matter of its speed: `tune` takes these, so that it can
+#: stand in the place of `run`, and hands them on to the command that it ends with.
 _NOT_TUNED = (
-    "output", "keep", "output_prefix", "chunk_rows", "max_errors", "deadline", "batch_timeout", "profile",
+    "output", "keep", "output_prefix", "chunk_rows", "max_errors", "deadline", "batch_timeout",
 )  # fmt: skip
-_TUNE_FLAGS = [name for name in _RUN_FLAGS if name not in _NOT_TUNED]
 
 
 @app.command("run")
@@ -131,7 +133,7 @@ def resume_command(
 
 
 @app.command("tune")
-@options_of(_TUNE_FLAGS)
+@options_of(_TUNE_FLAGS, hidden=_NOT_TUNED)
 def tune_command(
     inputs: Annotated[
         list[str] | None, typer.Argument(metavar="[INPUT]...", help="Files, globs or folders")
@@ -150,6 +152,8 @@ def tune_command(
         str | None,
         typer.Option("--plot", metavar="FILE", help="Also draw the plot, as .png or .svg"),
     ] = None,
+    resume: Annotated[bool, typer.Option("--resume", hidden=True)] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", hidden=True)] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -162,13 +166,14 @@ def tune_command(
     spare_pandas()
     from batchinfer.tuning.command import run_tune
 
+    others = {"profile": profile, "resume": resume, "overwrite": overwrite}
     report = run_tune(
         job,
         max_seconds=seconds_of("--max-seconds", max_seconds),
         plot=plot,
         shows_table=not (quiet or no_progress or json) and _is_terminal(sys.stderr),
         shows_lines=not (quiet or no_progress),
-        command=(inputs or [], {**flags, **({"profile": profile} if profile else {})}, config),
+        command=(inputs or [], {**flags, **{n: v for n, v in others.items() if v}}, config),
     )
     if json:
         _print(_to_json(report.to_dict()))

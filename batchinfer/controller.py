@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,9 @@ from batchinfer.batching import make_batches
 from batchinfer.core import Batch, BatchBudget, Chunk, ChunkId, Position, Requests
 from batchinfer.engines import create_encoder
 from batchinfer.engines.base import Engine
+from batchinfer.errors import BatchInferError
 from batchinfer.plan import Plan
-from batchinfer.tuning.sample import BYTES_A_TOKEN, sample_rows
+from batchinfer.tuning.sample import BYTES_A_TOKEN, sample_requests
 
 log = logging.getLogger("batchinfer")
 
@@ -51,20 +52,30 @@ def probe_budget(
 ) -> BatchBudget:
     """The budget to freeze for a job that has none; the engine's default where probing cannot pay.
 
-    Raises what reading the input raises.
+    It is also the default where the input cannot be read: the run says so, at its place.
     """
     usual = engine.default_budget
-    a_row = min(float(plan.model.max_length), plan.row_bytes / BYTES_A_TOKEN)
-    expected = int(plan.num_rows_estimate * max(1.0, a_row))
-    fastest = _FASTEST["cpu" if engine.device_kind == "cpu" else "other"]
     most = MAX_SECONDS
     if plan.config.deadline is not None:
         most = min(most, SHARE * plan.config.deadline)
-    # Less than a second would be left for the probes, even if the device were that fast.
-    if plan.config.engine == "fake" or min(most, SHARE * expected / fastest) < 1.0:
+
+    def pays(expected_tokens: float) -> bool:
+        """Whether a second or more is left for the probes, even if the device is that fast."""
+        fastest = _FASTEST["cpu" if engine.device_kind == "cpu" else "other"]
+        return min(most, SHARE * expected_tokens / fastest) >= 1.0
+
+    longest = min(float(plan.model.max_length), plan.row_bytes)  # no token is less than a byte
+    if plan.config.engine == "fake" or not pays(plan.num_rows_estimate * longest):
         return usual
-    requests = _harmless(plan, model_folder, engine)
+    try:
+        requests = _harmless(plan, model_folder, engine)
+    except BatchInferError as error:
+        log.debug(f"batches are not probed: {error}")
+        return usual
     if not len(requests):
+        return usual
+    expected = int(plan.num_rows_estimate * float(requests.cost.mean()))
+    if not pays(expected):
         return usual
 
     def batches(budget: BatchBudget, num: int) -> list[Batch]:
@@ -89,24 +100,24 @@ def choose_budget(
     `expected_tokens` of the whole run: the probes may take a share of the time for those, and at most
     `max_seconds`.
     """
-    budget, began = engine.default_budget, clock()
+    began, best, allowed = clock(), 0.0, max_seconds
+    budget = tried = engine.default_budget
     gain = GAIN_OF_CPU if engine.device_kind == "cpu" else GAIN
     memory = MemoryModel(engine)
-    found = _probe(engine, batches, budget, memory, clock)
-    if engine.ceiling_tokens is not None:
-        return _below(budget, engine.ceiling_tokens)
-    best = found.rate
-    allowed = min(max_seconds, SHARE * expected_tokens / max(1e-9, best))
-    while not stopped():
-        larger = BatchBudget(2 * budget.max_batch_tokens, budget.max_batch_rows)
+
+    def is_over() -> bool:
+        return stopped() or clock() - began > allowed
+
+    found = _probe(engine, batches, tried, memory, clock, is_over)
+    while found and engine.ceiling_tokens is None and found.rate >= best * (1 + gain):
+        budget, best = tried, found.rate
+        allowed = min(max_seconds, SHARE * expected_tokens / max(1e-9, best))
+        tried = BatchBudget(2 * budget.max_batch_tokens, budget.max_batch_rows)
         if clock() - began + 2 * found.seconds > allowed or found.is_whole:
             break
-        if not memory.has_room_for(larger.max_batch_tokens):
+        if not memory.has_room_for(tried.max_batch_tokens):
             break
-        found = _probe(engine, batches, larger, memory, clock)
-        if engine.ceiling_tokens is not None or found.rate < best * (1 + gain):
-            break
-        budget, best = larger, found.rate
+        found = _probe(engine, batches, tried, memory, clock, is_over)
     if engine.ceiling_tokens is not None:
         budget = _below(budget, engine.ceiling_tokens)
     log.debug(
@@ -161,17 +172,21 @@ def _probe(
     budget: BatchBudget,
     memory: MemoryModel,
     clock: Callable[[], float],
-) -> _Found:
+    is_over: Callable[[], bool],
+) -> _Found | None:
+    """Time batches of a budget; None where that was over before they were answered."""
     first, *others = batches(budget, _BATCHES)
     began = clock()
     # What is paid once is not timed: kernels, caches, memory from the driver. A half of a batch, then a
     # whole one: two points of the line that memory follows.
     for part in (first.halves()[0], first):
         if len(part):
-            _answer_all(engine, [part])
+            if not _answer_all(engine, [part], is_over):
+                return None
             memory.saw(_size(part))
     started = clock()
-    _answer_all(engine, others)
+    if not _answer_all(engine, others, is_over):
+        return None
     ended = clock()
     largest = max(map(_size, (first, *others)))
     memory.saw(largest)
@@ -183,9 +198,21 @@ def _probe(
     )
 
 
-def _answer_all(engine: Engine, batches: Iterable[Batch]) -> None:
-    for _ in engine.stream(batches):
+def _answer_all(engine: Engine, batches: Sequence[Batch], is_over: Callable[[], bool]) -> bool:
+    """Answer batches until it is over; whether all of them were answered."""
+    asked = 0
+
+    def feed() -> Iterator[Batch]:
+        nonlocal asked
+        for batch in batches:
+            if is_over():
+                return
+            asked += 1
+            yield batch
+
+    for _ in engine.stream(feed()):
         pass
+    return asked == len(batches)
 
 
 def _size(batch: Batch) -> int:
@@ -202,16 +229,18 @@ def _below(budget: BatchBudget, ceiling: int) -> BatchBudget:
 
 def _harmless(plan: Plan, model_folder: Path | None, engine: Engine) -> Requests:
     """Requests as long as rows of the input, made of ordinary words."""
-    wanted = 4 * _BATCHES * engine.default_budget.max_batch_tokens
-    a_row = max(1.0, min(plan.model.max_length, plan.row_bytes / BYTES_A_TOKEN))
-    found = sample_rows(plan, min(_MAX_ROWS, max(64, int(wanted / a_row))))
+    encoder = create_encoder(plan.config, plan.model, model_folder)
     longest = int(2 * BYTES_A_TOKEN * plan.model.max_length)
     text = _WORDS * (longest // len(_WORDS) + 1)
-    columns: dict[str, Any] = {}
-    for name in found.table.column_names:
-        sizes: Any = pc.fill_null(pc.binary_length(found.table.column(name)), 0)
-        texts = [text[:size] for size in np.minimum(sizes.to_numpy(), longest).tolist()]
-        columns[name] = pa.chunked_array([pa.array(texts, pa.string())])
-    chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
-    encoder = create_encoder(plan.config, plan.model, model_folder)
-    return engine.task.encode(chunk, encoder)
+
+    def encode(found: Chunk) -> Requests:
+        columns: dict[str, Any] = {}
+        for name in found.table.column_names:
+            sizes: Any = pc.fill_null(pc.binary_length(found.table.column(name)), 0)
+            texts = [text[:size] for size in np.minimum(sizes.to_numpy(), longest).tolist()]
+            columns[name] = pa.chunked_array([pa.array(texts, pa.string())])
+        chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
+        return engine.task.encode(chunk, encoder)
+
+    wanted = 4 * _BATCHES * engine.default_budget.max_batch_tokens
+    return sample_requests(plan, wanted, encode, _MAX_ROWS)

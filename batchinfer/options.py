@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Annotated, Any, Literal
 
 import typer
@@ -12,8 +12,10 @@ import typer
 from batchinfer.config import RunConfig, flag_name, knob_of, parts_of
 
 
-def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command one option for each of these fields of RunConfig.
+def options_of(
+    names: Sequence[str], hidden: Collection[str] = ()
+) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command one option for each of these fields of RunConfig; `hidden` ones its help leaves out.
 
     The command receives those that were given as the mapping `flags`; values stay strings, so that
     one place, the model, validates flags, environment and YAML alike.
@@ -32,7 +34,7 @@ def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable
             flags = {n: values.pop(n) for n in names}
             command(**values, flags={n: v for n, v in flags.items() if v is not None and v != []})
 
-        parameters = [*arguments, *(_option(name) for name in names), *options]
+        parameters = [*arguments, *(_option(n, n in hidden) for n in names), *options]
         call.__name__, call.__doc__ = command.__name__, command.__doc__
         call.__annotations__ = {p.name: p.annotation for p in parameters}
         vars(call)["__signature__"] = inspect.Signature(parameters)
@@ -41,7 +43,7 @@ def options_of(names: Sequence[str]) -> Callable[[Callable[..., None]], Callable
     return decorate
 
 
-def _option(name: str) -> inspect.Parameter:
+def _option(name: str, is_hidden: bool) -> inspect.Parameter:
     field, knob = RunConfig.model_fields[name], knob_of(name)
     flag = flag_name(name)
     annotation: Any = str | None
@@ -72,6 +74,7 @@ def _option(name: str) -> inspect.Parameter:
         show_default=False,
         metavar=metavar,
         rich_help_panel=knob["panel"],
+        hidden=is_hidden,
     )
     return inspect.Parameter(
         name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=Annotated[annotation, option]

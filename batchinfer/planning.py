@@ -16,10 +16,10 @@ import pyarrow.parquet as pq
 
 from batchinfer.config import RunConfig, did_you_mean
 from batchinfer.core import BOOKKEEPING, ModelSpec, Position, Segment
-from batchinfer.engines import describe_model, kind_of_device, resolve_dtype
+from batchinfer.engines import describe_model, kind_of_device, require_fit, resolve_dtype
 from batchinfer.errors import JobMismatchError, UsageError, one_line
 from batchinfer.plan import Plan
-from batchinfer.profiles import Tuned, find_profile, key_of
+from batchinfer.profiles import Profile, Tuned, kept_profile, key_of, named_profile
 from batchinfer.readers import (
     ReadOptions,
     group_segments,
@@ -36,6 +36,8 @@ log = logging.getLogger("batchinfer")
 MAX_CHUNK_ROWS = 16384
 #: A chunk's input stays near this, by the largest rows that the sample saw.
 MAX_CHUNK_BYTES = 32 << 20
+#: What a profile chooses of what the answers depend on.
+_CHOSEN = ("engine", "dtype")
 
 
 def make_plan(
@@ -45,7 +47,7 @@ def make_plan(
 
     Where `previous` is given (the plan that the run folder holds), every `auto` resolves as it did
     then, and the settings stay. A rehearsal (`batchinfer tune`) writes no output, so it needs no run
-    folder. Raises UsageError, InputError or ModelError.
+    folder; where one is named, what lies in it is no input. Raises UsageError, InputError or ModelError.
     """
     asked = config
     if not (config.output or is_rehearsal):
@@ -64,11 +66,7 @@ def make_plan(
     kept = _kept_columns(config, found)
 
     spec, folder = describe_model(config)
-    tuned = _settings(asked, spec, previous)
-    if tuned is not None and previous is None:
-        chosen = {"engine": tuned.engine, "dtype": tuned.dtype}
-        update = {name: value for name, value in chosen.items() if getattr(asked, name) == "auto"}
-        config = config.model_copy(update=update)
+    config, tuned = _tuned(asked, config, spec, previous)
     resolved = {
         "task": spec.task,
         "max_length": spec.max_length,
@@ -90,7 +88,7 @@ def make_plan(
         output_schema=_output_schema(config, spec, [found.field(name) for name in kept]),
         row_bytes=summary.row_bytes,
         num_rows_estimate=num_rows,
-        tuned=_fitting(tuned, config),
+        tuned=tuned,
     )
     return plan, folder
 
@@ -100,28 +98,58 @@ def with_profile(plan: Plan, held: Plan) -> Plan:
 
     Raises UsageError for a profile that is none, or of another model or task.
     """
-    tuned = _fitting(_settings(plan.config, plan.model, held), plan.config)
+    _, tuned = _tuned(plan.config, plan.config, plan.model, held)
     return dataclasses.replace(plan, tuned=tuned)
 
 
-def _settings(asked: RunConfig, spec: ModelSpec, previous: Plan | None) -> Tuned | None:
-    """The settings of the profile that is asked for; those of a plan that was made before stay."""
+def _tuned(
+    asked: RunConfig, config: RunConfig, spec: ModelSpec, previous: Plan | None
+) -> tuple[RunConfig, Tuned | None]:
+    """`config` with the engine and the precision of the profile that is asked for, and its settings.
+
+    All of it or nothing: settings are worth something with what they were measured with only. A plan
+    that was made before keeps its own. The log says why a profile is left out.
+    """
     if asked.profile == "none":
-        return None
+        return config, None
     if previous is not None and asked.profile in ("auto", previous.config.profile):
-        return previous.tuned
-    return find_profile(asked.profile, key_of(asked, spec, kind_of_device(asked)))
-
-
-def _fitting(tuned: Tuned | None, config: RunConfig) -> Tuned | None:
-    """The settings, where the job runs the engine and the precision that they were measured with."""
-    if tuned is None or (tuned.engine, tuned.dtype) == (config.engine, config.dtype):
-        return tuned
-    log.warning(
-        f"{tuned.path}: chose {tuned.engine} in {tuned.dtype}, and this job runs {config.engine} in "
-        f"{config.dtype}; its settings are not used"
+        return config, previous.tuned
+    is_named = asked.profile != "auto"
+    key = key_of(asked, spec, kind_of_device(asked))
+    profile = named_profile(asked.profile, spec) if is_named else kept_profile(key)
+    if profile is None:
+        return config, None
+    path = asked.profile if is_named else str(key.path)
+    is_open = {name: previous is None and getattr(asked, name) == "auto" for name in _CHOSEN}
+    update = {name: getattr(profile, name) for name in _CHOSEN if is_open[name]}
+    chosen = config.model_copy(update=update)
+    if why := _misfit(profile, chosen):
+        log.warning(f"{path}: chose {profile.engine} in {profile.dtype}, {why}; it is not used")
+        return config, None
+    kind = kind_of_device(chosen)
+    if found := profile.key.differences(key_of(asked, spec, kind)):
+        log.warning(f"{path}: made for another kind of job, used as told: {'; '.join(found)}")
+    tuned = Tuned(
+        device_kind=kind,
+        engine=profile.engine,
+        dtype=profile.dtype,
+        settings=profile.settings,
+        path=path,
+        created=profile.created,
     )
-    return None
+    return chosen, tuned
+
+
+def _misfit(profile: Profile, config: RunConfig) -> str:
+    """Why a job of this configuration cannot run what a profile chose: "" where it can."""
+    told = [here for n in _CHOSEN if (here := getattr(config, n)) != getattr(profile, n)]
+    if told:
+        return f"and this job runs {' in '.join(told)}"
+    try:
+        require_fit(config)
+    except UsageError as error:
+        return f"which this job cannot run ({error})"
+    return ""
 
 
 def check_schemas(plan: Plan) -> None:

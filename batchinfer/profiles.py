@@ -1,7 +1,8 @@
 """What `batchinfer tune` found out, kept where `run` finds it: a JSON file for each kind of job.
 
-A profile is keyed by what its figures depend on. Its name in the user's cache is a digest of the key
-without versions and cores, so that one found there under other versions is known to be stale.
+A profile is keyed by what its figures depend on, the flags that held the search among it. Its name in
+the user's cache is a digest of the key without versions and cores, so that one found there under other
+versions is known to be stale.
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ from batchinfer import __version__, checked
 from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget, ModelSpec
 from batchinfer.errors import StorageError, UsageError, one_line
+from batchinfer.machine import cache_folder, cpu_name, usable_cores
 
 log = logging.getLogger("batchinfer")
 
@@ -51,18 +53,23 @@ class Settings:
     workers: int | None = None
     ceiling_tokens: int | None = None
 
+    @classmethod
+    def decided_by(cls, config: RunConfig) -> Settings:
+        """Those that the user decided."""
+        return cls(
+            attention=None if config.attention == "auto" else config.attention,
+            compile=config.compile or None,
+            threads=config.threads,
+            max_batch_tokens=config.max_batch_tokens,
+            max_batch_rows=config.max_batch_rows,
+            workers=config.workers,
+        )
+
     def left_open_by(self, config: RunConfig) -> Settings:
         """These settings without those that the user decided."""
-        decided = [
-            name
-            for name in ("threads", "max_batch_tokens", "max_batch_rows", "workers")
-            if getattr(config, name) is not None
-        ]
-        if config.attention != "auto":
-            decided.append("attention")
-        if config.compile:
-            decided.append("compile")
-        return dataclasses.replace(self, **dict.fromkeys(decided))
+        decided = dataclasses.asdict(Settings.decided_by(config))
+        names = [name for name, value in decided.items() if value is not None]
+        return dataclasses.replace(self, **dict.fromkeys(names))
 
     def fill(self, config: RunConfig) -> RunConfig:
         """The configuration to create an engine with: what is decided here is put into it."""
@@ -154,39 +161,48 @@ class Trial:
 class ProfileKey:
     """What a profile's figures depend on.
 
-    `cores` of a CPU, 0 for an accelerator. `engine` and `dtype` are those that were asked for, auto or
-    explicit. `versions` of what computes, by name.
+    `cpu` names the CPU where it computes, and `cores` are its own; "" and 0 for an accelerator. `engine`
+    and `dtype` are those that were asked for, auto or explicit, and `given` are the settings that were:
+    they hold a search to what others would not choose. `versions` of what computes, by name.
     """
 
     device_kind: str
+    cpu: str
     cores: int
     model: str
     task: str
     max_length: int
     engine: str
     dtype: str
+    given: Settings
     versions: Mapping[str, str]
 
     @property
     def path(self) -> Path:
-        """Where the profile of such a job is kept in the user's cache."""
-        lasting = {
-            name: getattr(self, name)
-            for name in ("device_kind", "model", "task", "max_length", "engine", "dtype")
-        }
+        """Where the profile of such a job is kept in the user's cache. Raises UsageError: it has none."""
+        lasting = dataclasses.asdict(self)
+        del lasting["versions"], lasting["cores"]
         digest = hashlib.sha256(json.dumps(lasting, sort_keys=True).encode()).hexdigest()[:24]
-        return profiles_folder() / f"{digest}.json"
+        try:
+            return cache_folder() / "profiles" / f"{digest}.json"
+        except RuntimeError:
+            raise UsageError(
+                "no folder for profiles: there is neither a home folder nor XDG_CACHE_HOME; name a file "
+                "with --profile"
+            ) from None
 
     def differences(self, now: ProfileKey) -> list[str]:
         """Where the present differs from what a profile was made for, in words.
 
-        Engine and precision are not compared: what counts is whether the job runs the chosen ones.
+        Engine, precision and settings that were given are not compared: what counts is whether the job
+        runs the chosen ones.
         """
         found = []
-        for name in ("device_kind", "cores", "max_length"):
+        for name in ("device_kind", "cpu", "cores", "max_length"):
             there, here = getattr(self, name), getattr(now, name)
             if there != here:
-                found.append(f"{name.replace('_', ' ')} was {there}, now {here}")
+                shown = f"was {there or 'none'}, now {here or 'none'}"
+                found.append(f"{name.replace('_', ' ')} {shown}")
         for name in sorted({*self.versions, *now.versions}):
             then, today = self.versions.get(name, ""), now.versions.get(name, "")
             if then != today:
@@ -200,12 +216,14 @@ class ProfileKey:
         versions = checked.mapping(values["versions"], "versions")
         return cls(
             device_kind=checked.text(values["device_kind"], "device_kind"),
+            cpu=checked.text(values["cpu"], "cpu"),
             cores=checked.count(values["cores"], "cores"),
             model=checked.text(values["model"], "model"),
             task=checked.text(values["task"], "task"),
             max_length=checked.count(values["max_length"], "max_length", 1),
             engine=checked.word(values["engine"], "engine", ("auto", *_ENGINES)),
             dtype=checked.word(values["dtype"], "dtype", ("auto", *_DTYPES)),
+            given=Settings.from_json(values["given"]),
             versions={
                 name: checked.text(value, f"version of {name}") for name, value in versions.items()
             },
@@ -290,7 +308,10 @@ class Tuned:
 
     def to_text(self) -> str:
         """What a run says when it uses them."""
-        return f"settings of {self.created[:10]} from {self.path}: {self.settings.to_text()}"
+        return (
+            f"{self.engine} in {self.dtype}, settings of {self.created[:10]} from {self.path}: "
+            f"{self.settings.to_text()}"
+        )
 
     @classmethod
     def from_json(cls, document: object) -> Tuned:
@@ -306,74 +327,43 @@ class Tuned:
         )
 
 
-def profiles_folder() -> Path:
-    """Where the user's profiles are kept."""
-    cache = os.environ.get("XDG_CACHE_HOME", "")
-    base = Path(cache) if os.path.isabs(cache) else Path.home() / ".cache"
-    return base / "batchinfer" / "profiles"
-
-
 def key_of(asked: RunConfig, spec: ModelSpec, device_kind: str) -> ProfileKey:
     """The key of a job: `asked` is its configuration with every auto as the user left it."""
+    is_cpu = device_kind == "cpu"
     return ProfileKey(
         device_kind=device_kind,
-        cores=num_cores() if device_kind == "cpu" else 0,
+        cpu=cpu_name() if is_cpu else "",
+        cores=usable_cores() if is_cpu else 0,
         model=spec.identity,
         task=spec.task,
         max_length=spec.max_length,
         engine=asked.engine,
         dtype=asked.dtype,
+        # How many processes load ahead changes nothing of what the others were measured with.
+        given=dataclasses.replace(Settings.decided_by(asked), workers=None),
         versions=_versions(),
     )
 
 
-def num_cores() -> int:
-    """The processors that this process may use."""
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+def kept_profile(key: ProfileKey) -> Profile | None:
+    """The profile of such a job in the user's cache, where there is one and it is not stale.
 
-
-def find_profile(wanted: str, key: ProfileKey) -> Tuned | None:
-    """The settings to plan a job with; the log says what keeps a profile from being used.
-
-    `wanted`: "none"; "auto", which is the profile of such a job in the user's cache, where there is one
-    and it is not stale; or a file. Raises UsageError for a file that is none, or of another model or
-    task.
+    The log says what keeps one from being used.
     """
-    if wanted == "none":
+    try:
+        path = key.path
+    except UsageError as error:
+        log.debug(one_line(error))
         return None
-    if wanted == "auto":
-        return _cached(key)
-    path = Path(wanted)
     try:
         profile = Profile.read(path)
-    except FileNotFoundError:
-        raise UsageError(
-            f"--profile {wanted}: no such file; `batchinfer tune … --profile {wanted}` makes it"
-        ) from None
-    for name in ("model", "task"):
-        there, here = getattr(profile.key, name), getattr(key, name)
-        if there != here:
-            raise UsageError(
-                f"--profile {wanted}: of another {name} ({there[:24]}, the job's is {here[:24]}); name "
-                "another, or none"
-            )
-    if found := profile.key.differences(key):
-        log.warning(f"{wanted}: made for another kind of job, used as told: {'; '.join(found)}")
-    return _tuned(profile, key, path)
-
-
-def _cached(key: ProfileKey) -> Tuned | None:
-    try:
-        profile = Profile.read(key.path)
     except (FileNotFoundError, NotADirectoryError):
         return None
     except UsageError as error:
         log.warning(f"{error}; it is not used: run `batchinfer tune` again")
         return None
     if (profile.key.model, profile.key.task) != (key.model, key.task):
-        log.warning(f"{key.path}: is not the profile of this model; it is not used")
+        log.warning(f"{path}: is not the profile of this model; it is not used")
         return None
     if found := profile.key.differences(key):
         log.warning(
@@ -381,18 +371,26 @@ def _cached(key: ProfileKey) -> Tuned | None:
             "`batchinfer tune` again"
         )
         return None
-    return _tuned(profile, key, key.path)
+    return profile
 
 
-def _tuned(profile: Profile, key: ProfileKey, path: Path) -> Tuned:
-    return Tuned(
-        device_kind=key.device_kind,
-        engine=profile.engine,
-        dtype=profile.dtype,
-        settings=profile.settings,
-        path=str(path),
-        created=profile.created,
-    )
+def named_profile(path: str, spec: ModelSpec) -> Profile:
+    """The profile in a file. Raises UsageError where it is none, or of another model or task."""
+    try:
+        profile = Profile.read(Path(path))
+    except FileNotFoundError:
+        raise UsageError(
+            f"--profile {path}: no such file; `batchinfer tune … --profile {path}` makes it"
+        ) from None
+    wanted = {"model": spec.identity, "task": spec.task}
+    for name, here in wanted.items():
+        there = getattr(profile.key, name)
+        if there != here:
+            raise UsageError(
+                f"--profile {path}: of another {name} ({there[:24]}, the job's is {here[:24]}); name "
+                "another, or none"
+            )
+    return profile
 
 
 @functools.cache

@@ -54,6 +54,7 @@ def run(
             if held is None:
                 worker.load()  # a model that cannot be loaded leaves the folder as it was
                 folder.begin(plan)
+                worker.may_probe = True
             elif difference := first_difference(held, plan):
                 raise JobMismatchError(
                     f"{config.output}: holds another job: {difference}; give another --output, or "

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-import os
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
@@ -42,8 +41,9 @@ from batchinfer.engines import create_encoder, create_engine, kind_of_device
 from batchinfer.engines.base import DeviceLostError, Engine
 from batchinfer.engines.supervised import SupervisedEngine
 from batchinfer.loader import Loader, LoaderKilledError
+from batchinfer.machine import usable_cores
 from batchinfer.plan import Plan
-from batchinfer.profiles import Settings
+from batchinfer.profiles import Settings, Tuned
 from batchinfer.reporting.progress import Progress
 from batchinfer.reporting.report import Effort
 from batchinfer.stages import StageSeconds, Stopwatch
@@ -106,9 +106,11 @@ class Worker:
         self.task = create_task(plan.model, config.text_column, config.text_pair_column)
         self.engine: Engine | None = None
         #: What a profile decides, and the user left open; nothing before the device is known.
-        self.settings = Settings()
+        self.tuned: Tuned | None = None
         #: Whether rows of this job have answers: then a row that fails is not the model's fault.
         self.has_answered = False
+        #: Whether this call began the job. A probe that was killed is not made again by each resume.
+        self.may_probe = False
         self.load_seconds = self.seconds = 0.0
         self.budget = BatchBudget(0, 0)
         self.new_rows = self.new_tokens = 0
@@ -137,8 +139,8 @@ class Worker:
                 )
             else:
                 self.engine = create_engine(config, self.task, self.model_folder)
-            if self.settings.ceiling_tokens is not None:
-                self.engine.stay_below(self.settings.ceiling_tokens)
+            if self._settings.ceiling_tokens is not None:
+                self.engine.stay_below(self._settings.ceiling_tokens)
             seconds = time.monotonic() - started
             self.load_seconds += seconds
             log.debug(
@@ -157,9 +159,12 @@ class Worker:
         if kind != tuned.device_kind:
             log.info(f"the job's profile is of {tuned.device_kind}; on {kind} it is not used")
             return config
-        self.settings = tuned.settings.left_open_by(config)
-        log.info(dataclasses.replace(tuned, settings=self.settings).to_text())
-        return self.settings.fill(config)
+        self.tuned = dataclasses.replace(tuned, settings=tuned.settings.left_open_by(config))
+        return self._settings.fill(config)
+
+    @property
+    def _settings(self) -> Settings:
+        return Settings() if self.tuned is None else self.tuned.settings
 
     def process(
         self,
@@ -178,6 +183,7 @@ class Worker:
         if self.has_answered:
             engine.vouch()
         self.budget = self._choose_budget(engine, folder)
+        self._tell_settings()
         writer = ShardWriter(folder, plan, self.task, self.budget, engine.dtype, engine.device_kind)
         if isolated:
             log.info(
@@ -222,6 +228,25 @@ class Worker:
             self.new_rows += chunk.num_rows
             self.new_tokens += int(chunk.requests.cost.sum())
             yield chunk
+
+    def _tell_settings(self) -> None:
+        """Say what is used of a profile: all but a budget that the run folder was begun without."""
+        if self.tuned is None:
+            return
+        settings = self.tuned.settings
+        other = [
+            name
+            for name in ("max_batch_tokens", "max_batch_rows")
+            if getattr(settings, name) not in (None, getattr(self.budget, name))
+        ]
+        used = dataclasses.replace(settings, **dict.fromkeys(other))
+        said = dataclasses.replace(self.tuned, settings=used).to_text()
+        if other:
+            said += (
+                f"; batches stay as the folder began with them, {self.budget.max_batch_tokens:,} tokens "
+                f"and {self.budget.max_batch_rows:,} rows at most"
+            )
+        log.info(said)
 
     def _begin(self, folder: RunFolder, spans: Sequence[Span], rows_done: int) -> None:
         plan = self.plan
@@ -293,15 +318,18 @@ class Worker:
 
         The first time, that is what a profile says; without one, what a few probes find.
         """
-        config, usual = self.plan.config, self.settings.budget(engine.default_budget)
+        config, settings = self.plan.config, self._settings
+        usual = settings.budget(engine.default_budget)
         if config.max_batch_tokens is None or config.max_batch_rows is None:
             frozen = folder.frozen_budget(engine.device_kind)
             if frozen is None:
-                is_open = (config.max_batch_tokens or self.settings.max_batch_tokens) is None
-                if is_open and not isinstance(engine, SupervisedEngine):
+                is_open = (config.max_batch_tokens or settings.max_batch_tokens) is None
+                if is_open and self.may_probe and not isinstance(engine, SupervisedEngine):
+                    started = time.monotonic()
                     usual = probe_budget(
                         engine, self.plan, self.model_folder, lambda: self.stop.is_set
                     )
+                    self.load_seconds += time.monotonic() - started
                 frozen = folder.freeze_budget(engine.device_kind, usual)
             usual = frozen
         return usual.override(config.max_batch_tokens, config.max_batch_rows)
@@ -315,9 +343,9 @@ class Worker:
         size = sum(span.segment.size for span in spans)
         if size < SMALL_INPUT_BYTES:
             return 0
-        if self.settings.workers is not None:
-            return self.settings.workers
-        return max(1, min(MAX_WORKERS, len(spans), (os.cpu_count() or 1) // 2))
+        if self._settings.workers is not None:
+            return self._settings.workers
+        return max(1, min(MAX_WORKERS, len(spans), usable_cores() // 2))
 
 
 def _begun(

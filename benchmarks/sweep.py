@@ -27,8 +27,9 @@ from batchinfer.core import Batch, BatchBudget, ChunkId
 from batchinfer.engines import create_encoder, create_engine
 from batchinfer.engines.base import Engine
 from batchinfer.errors import BatchInferError
+from batchinfer.machine import usable_cores
 from batchinfer.planning import make_plan
-from batchinfer.profiles import num_cores
+from batchinfer.profiles import Profile
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import answers_of, compare, probe_rows
 from batchinfer.tuning.sample import take_sample
@@ -54,12 +55,12 @@ class Setting:
 
 
 def settings() -> list[Setting]:
-    """All of them; an attention is of the local engine alone."""
-    threads = sorted({num_cores(), max(1, num_cores() // 2)})
+    """All of them; an attention is of the local engine alone, where auto is packed if the model can be."""
+    threads = sorted({usable_cores(), max(1, usable_cores() // 2)})
     found = [
         Setting("local", *point)
         for point in itertools.product(
-            ("bfloat16", "float32"), ("packed", "sdpa", "eager"), threads, BUDGETS
+            ("bfloat16", "float32"), ("auto", "sdpa", "eager"), threads, BUDGETS
         )
     ]
     if importlib.util.find_spec("openvino"):
@@ -68,6 +69,19 @@ def settings() -> list[Setting]:
             for dtype, count, tokens in itertools.product(("bfloat16", "float32"), threads, BUDGETS)
         ]
     return found
+
+
+def setting_of(profile: Profile) -> Setting:
+    """What tune chose, as a point of the sweep."""
+    settings = profile.settings
+    assert settings.max_batch_tokens is not None, "tune always decides the batch budget"
+    return Setting(
+        profile.engine,
+        profile.dtype,
+        settings.attention or "auto",
+        settings.threads or usable_cores(),
+        settings.max_batch_tokens,
+    )
 
 
 def main() -> int:
@@ -94,14 +108,7 @@ def main() -> int:
     plan, folder = make_plan(config.model_copy(update={"keep": ("none",)}), is_rehearsal=True)
     task = create_task(plan.model, plan.config.text_column, None)
     sample = take_sample(plan, task, create_encoder(plan.config, plan.model, folder), given.tokens)
-    own = "auto" if best.engine == "openvino" else "packed"
-    chosen = Setting(
-        best.engine,
-        best.dtype,
-        best.settings.attention or own,
-        best.settings.threads or num_cores(),
-        best.settings.max_batch_tokens or 0,
-    )
+    chosen = setting_of(best)
 
     def load(setting: Setting) -> Engine:
         update = {
@@ -115,7 +122,10 @@ def main() -> int:
 
     rows = probe_rows(sample)
     reference = answers_of(
-        load(Setting("local", "float32", "eager", num_cores(), 1)), sample, rows, BatchBudget(1, 1)
+        load(Setting("local", "float32", "eager", usable_cores(), 1)),
+        sample,
+        rows,
+        BatchBudget(1, 1),
     )
     points = settings()
     if chosen not in points:

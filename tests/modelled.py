@@ -31,7 +31,7 @@ class Modelled(FakeEngine):
 
     `room`: a larger batch runs out of memory. `shift` is added to every score, NaN for rows of
     `fails_at` tokens. `bytes_a_token`, with `weights` below them, of `memory` bytes: what it says of
-    its memory.
+    its memory. `threads` that it has by itself.
     """
 
     def __init__(
@@ -44,12 +44,13 @@ class Modelled(FakeEngine):
         budget: int = 4096,
         memory: tuple[int, int, int] | None = None,
         device_kind: str = "cpu",
+        threads: int | None = None,
     ) -> None:
         super().__init__(TASK)
         self.clock, self.rate, self.room, self.shift = clock, rate, room, shift
         self.default_budget = BatchBudget(budget, 4096)
         self.memory, self.peak = memory, 0
-        self.device_kind = device_kind
+        self.device_kind, self.threads = device_kind, threads
         self.sizes: list[int] = []
 
     def answer(self, batch: Batch) -> Answers:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -96,6 +98,19 @@ def test_a_stop_ends_the_probes() -> None:
     assert found.max_batch_tokens == 4096
 
 
+def test_a_stop_and_the_time_limit_are_heard_within_the_first_probe() -> None:
+    engine = gpu(Clock(), knee_at(1 << 20))
+    stopped = lambda: len(engine.sizes) == 1  # noqa: E731
+    found = choose_budget(engine, batches, LONG, clock=engine.clock, stopped=stopped)
+    assert (found.max_batch_tokens, len(engine.sizes)) == (4096, 1)
+    slow = gpu(Clock(), lambda size: 50.0)  # half a batch takes 41 s
+    assert chosen(slow) == 4096
+    assert len(slow.sizes) == 1
+    hurried = gpu(Clock(), lambda size: 1000.0)
+    choose_budget(hurried, batches, LONG, max_seconds=5.0, clock=hurried.clock)
+    assert hurried.clock.now < 5.0 + 4.1
+
+
 # -- in a run --------------------------------------------------------------------------------------
 
 
@@ -183,6 +198,72 @@ def test_the_budget_is_frozen_before_the_first_shard_and_resume_repeats_it(
     budgets = iter([BatchBudget(99, 4096)])
     run(config(source, tmp_path / "whole"))
     assert shard_bytes(out) == shard_bytes(tmp_path / "whole")
+
+
+def test_a_probe_that_was_killed_is_not_made_again(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Killed(BaseException):
+        """As far as the run folder can tell."""
+
+    asked: list[Engine] = []
+
+    def probe(engine: Engine, *arguments: object) -> BatchBudget:
+        asked.append(engine)
+        raise Killed
+
+    monkeypatch.setattr(worker, "probe_budget", probe)
+    with pytest.raises(Killed):
+        run(config(source, tmp_path / "out"))
+    assert run(config(source, tmp_path / "out"), resume=True).max_batch_tokens == 16384
+    assert len(asked) == 1
+    with pytest.raises(Killed):
+        run(config(source, tmp_path / "other"))
+    assert resume(tmp_path / "other").finished
+    with pytest.raises(Killed):  # the job begins anew
+        run(config(source, tmp_path / "other"), overwrite=True)
+
+
+def test_the_time_of_the_probes_is_told(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def probe(engine: Engine, *arguments: object) -> BatchBudget:
+        time.sleep(0.3)
+        return engine.default_budget
+
+    monkeypatch.setattr(worker, "probe_budget", probe)
+    report = run(config(source, tmp_path / "out"))
+    assert report.load_seconds >= 0.3 > report.seconds
+
+
+def test_where_the_input_cannot_be_read_the_run_says_so_and_not_the_probes(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    plan, _ = make_plan(config(source, tmp_path / "out"))
+    long = dataclasses.replace(
+        plan, config=plan.config.model_copy(update={"engine": "local"}), num_rows_estimate=10**9
+    )
+    source.unlink()
+    engine = gpu(Clock(), knee_at(1 << 20))
+    assert probe_budget(engine, long, None, lambda: False) == engine.default_budget
+    assert not engine.sizes
+
+
+def test_what_a_run_is_expected_to_take_is_counted_in_tokens_of_its_texts(
+    source: Path, tmp_path: Path
+) -> None:
+    wide = {"text": "short", "payload": "x" * 3000}
+    source.write_text("".join(json.dumps(wide) + "\n" for _ in range(400)))
+    plan, _ = make_plan(config(source, tmp_path / "out"))
+    local = plan.config.model_copy(update={"engine": "local"})
+    engine = gpu(Clock(), knee_at(1 << 20))
+    # 5 M rows of 3,000 bytes, and three tokens each.
+    few = dataclasses.replace(plan, config=local, num_rows_estimate=5_000_000)
+    assert probe_budget(engine, few, None, lambda: False) == engine.default_budget
+    assert not engine.sizes
+    many = dataclasses.replace(plan, config=local, num_rows_estimate=500_000_000)
+    probe_budget(engine, many, None, lambda: False)
+    assert engine.sizes
 
 
 def test_a_budget_that_the_user_set_is_not_probed(

@@ -15,8 +15,12 @@ from pathlib import Path
 import pyarrow as pa
 import pytest
 
+from batchinfer.batching import make_batches
+from batchinfer.config import RunConfig
+from batchinfer.core import BatchBudget, ChunkId
 from batchinfer.engines import supervised
 from tests.conftest import ROOT, Cli, read_output, shard_bytes
+from tests.modelled import TASK, sample_of
 
 JOB = [
     "--engine", "fake", "--workers", "0", "--chunk-rows", "20", "--max-batch-tokens", "256",
@@ -294,6 +298,23 @@ def test_a_script_without_its_guard_is_told_of_it(tmp_path: Path) -> None:
     done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 1
     assert 'if __name__ == "__main__":' in done.stderr.splitlines()[-1]
+
+
+def test_each_child_knows_what_ran_out_of_memory_in_those_before_it() -> None:
+    sample = sample_of([64] * 32)
+    [batch] = make_batches(ChunkId(0, 0), sample.requests, BatchBudget(4096, 4096))
+    engine = supervised.SupervisedEngine(TASK, RunConfig(engine="fake"), None)
+    try:
+        assert [len(part) for part, _ in engine.stream([batch])] == [32]
+        engine.stay_below(600)
+        assert [len(part) for part, _ in engine.stream([batch])] == [8] * 4
+        engine._ceiling = None
+        list(engine.stream([batch]))
+        assert engine.ceiling_tokens == 600, "what the child learns, its parent does"
+        engine.close()  # the next one is another child
+        assert [len(part) for part, _ in engine.stream([batch])] == [8] * 4
+    finally:
+        engine.close()
 
 
 def test_a_child_that_dies_in_the_middle_of_its_reply_has_died() -> None:

@@ -16,12 +16,14 @@ from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
-from batchinfer.profiles import Profile, Settings, Trial, find_profile, key_of
+from batchinfer.profiles import Profile, Settings, Trial, kept_profile, key_of
 from batchinfer.reporting.progress import Rates
 from batchinfer.worker import StopSignal
 from batchinfer.writers.run_folder import load_plan
 from tests.conftest import ROOT, shard_bytes
+from tests.test_machine import no_home
 
+MODEL = str(ROOT / "sample_data" / "tiny-sentiment")
 SETTINGS = Settings(max_batch_tokens=77, threads=2, workers=0, ceiling_tokens=900)
 TRIAL = Trial("fake", "float32", SETTINGS, 1234.5, 0.25, 0.01, None, "chosen")
 
@@ -69,6 +71,23 @@ def stop_early(job: RunConfig) -> None:
         run(job, progress=Stops(), stop=stop)
 
 
+def real(source: Path, tmp_path: Path, **settings: Any) -> RunConfig:
+    """A job of a real model, with engine and precision left open."""
+    usual: dict[str, Any] = {"model": MODEL, "device": "cpu", "output": str(tmp_path / "out")}
+    return RunConfig(inputs=(str(source),), **{**usual, **settings})
+
+
+def openvino_profile(job: RunConfig, dtype: str = "float32") -> Profile:
+    """What tune may have made of a job on a CPU."""
+    plan, _ = make_plan(job.model_copy(update={"profile": "none"}))
+    key = key_of(job, plan.model, "cpu")
+    return Profile(key, "openvino", dtype, SETTINGS, (), "2026-01-31T12:00:00Z")
+
+
+def warnings(caplog: pytest.LogCaptureFixture) -> list[str]:
+    return [r.getMessage() for r in caplog.records if r.levelno >= logging.WARNING]
+
+
 # -- the file --------------------------------------------------------------------------------------
 
 
@@ -104,6 +123,9 @@ def test_a_failed_write_leaves_the_profile_that_was_there(
         (lambda d: d.pop("key"), "'key' is missing"),
         (lambda d: d["key"].update(cores="two"), "cores"),
         (lambda d: d["key"].update(versions=[]), "versions"),
+        (lambda d: d["key"].update(cpu=7), "cpu"),
+        (lambda d: d["key"].pop("given"), "'given' is missing"),
+        (lambda d: d["key"]["given"].update(attention="divided"), "attention"),
         (lambda d: d.update(engine="abacus"), "engine"),
         (lambda d: d.update(created="yesterday"), "created"),
         (lambda d: d["settings"].update(max_batch_tokens=0), "max_batch_tokens"),
@@ -163,19 +185,20 @@ def test_a_cached_profile_is_used_and_the_run_says_so(
     assert report.max_batch_tokens == 77
     assert frozen_budget(tmp_path / "out") == 77
     said = f"settings of 2026-01-31 from {profile.key.path}: budget 77 tokens, 2 threads"
-    assert said in caplog.messages
+    assert f"fake in float32, {said}" in caplog.messages
 
 
 def test_flags_win_over_the_profile(source: Path, tmp_path: Path) -> None:
-    job = config(source, tmp_path / "out", max_batch_tokens=50)
-    profile = profile_of(job)
-    profile.write(profile.key.path)
+    path = tmp_path / "mine.json"
+    job = config(source, tmp_path / "out", profile=str(path), max_batch_tokens=50)
+    profile_of(config(source, tmp_path / "out")).write(path)
     assert run(job).max_batch_tokens == 50
     settings = dataclasses.replace(SETTINGS, attention="packed", compile=True)
     given = RunConfig(engine="fake", threads=3, attention="sdpa", max_batch_tokens=5)
     left = settings.left_open_by(given)
     assert left == Settings(compile=True, workers=0, ceiling_tokens=900)
     assert left.fill(given).threads == 3
+    assert Settings.decided_by(given) == Settings("sdpa", threads=3, max_batch_tokens=5)
     assert settings.fill(RunConfig()).attention == "packed"
 
 
@@ -235,6 +258,75 @@ def test_a_named_profile_of_another_model_or_task_is_refused(
     assert not (tmp_path / "out").exists()
 
 
+def test_a_profile_of_another_cpu_is_not_found(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    job = config(source, tmp_path / "out")
+    path = tmp_path / "mine.json"
+    monkeypatch.setattr("batchinfer.profiles.cpu_name", lambda: "Elder CPU")
+    profile = profile_of(job)
+    profile.write(profile.key.path)
+    profile.write(path)
+    assert profile.key.cpu == "Elder CPU"
+    monkeypatch.setattr("batchinfer.profiles.cpu_name", lambda: "Newer CPU")
+    with caplog.at_level(logging.WARNING, "batchinfer"):
+        assert run(job).max_batch_tokens != 77
+        assert not caplog.messages
+        named = config(source, tmp_path / "named", profile=str(path))
+        assert run(named).max_batch_tokens == 77
+    [message] = caplog.messages
+    assert "cpu was Elder CPU, now Newer CPU" in message
+
+
+def test_the_cores_of_a_profile_are_those_that_an_engine_uses(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("batchinfer.profiles.usable_cores", lambda: 3)
+    job = config(source, tmp_path / "out")
+    assert profile_of(job).key.cores == 3
+    plan, _ = make_plan(job)
+    of_gpu = key_of(job, plan.model, "NVIDIA H200")
+    assert (of_gpu.cpu, of_gpu.cores) == ("", 0)
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"max_batch_tokens": 512},
+        {"max_batch_rows": 9},
+        {"attention": "eager"},
+        {"threads": 1},
+        {"compile": True},
+    ],
+)
+def test_what_tune_was_told_is_found_by_runs_that_are_told_the_same(
+    flags: dict[str, Any], source: Path, tmp_path: Path
+) -> None:
+    told, plain = (config(source, tmp_path / "out", **given) for given in (flags, {}))
+    profile = profile_of(told)
+    profile.write(profile.key.path)
+    assert make_plan(plain)[0].tuned is None
+    tuned = make_plan(told)[0].tuned
+    assert tuned is not None and tuned.settings == SETTINGS
+    assert Profile.read(profile.key.path).key == profile.key
+
+
+def test_how_many_processes_load_ahead_makes_no_other_job(source: Path, tmp_path: Path) -> None:
+    profile = profile_of(config(source, tmp_path / "out", workers=3))
+    profile.write(profile.key.path)
+    assert run(config(source, tmp_path / "out")).max_batch_tokens == 77
+
+
+def test_without_a_home_a_run_goes_on_and_a_place_to_write_must_be_named(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    no_home(monkeypatch)
+    job = config(source, tmp_path / "out")
+    assert run(job).finished
+    with pytest.raises(UsageError, match="neither a home folder nor XDG_CACHE_HOME.*--profile"):
+        _ = profile_of(job).key.path
+
+
 def test_a_named_profile_that_is_not_there_is_refused(source: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="nowhere.json: no such file.*batchinfer tune"):
         run(config(source, tmp_path / "out", profile="nowhere.json"))
@@ -248,7 +340,8 @@ def test_a_profile_of_another_precision_than_the_job_is_not_used(
     dataclasses.replace(profile_of(job), dtype="bfloat16").write(path)
     with caplog.at_level(logging.WARNING, "batchinfer"):
         assert run(job).max_batch_tokens != 77
-    assert any("chose fake in bfloat16" in message for message in caplog.messages)
+    [message] = caplog.messages
+    assert "chose fake in bfloat16, and this job runs float32; it is not used" in message
 
 
 def test_the_profile_does_not_change_which_job_it_is(source: Path, tmp_path: Path) -> None:
@@ -349,32 +442,22 @@ def test_a_key_that_differs_in_what_lasts_is_another_file(source: Path, tmp_path
         dataclasses.replace(key, **change).path
         for change in (
             {}, {"device_kind": "x"}, {"model": "x"}, {"task": "embed"}, {"max_length": 5},
-            {"engine": "auto"}, {"dtype": "float32"},
+            {"engine": "auto"}, {"dtype": "float32"}, {"cpu": "x"}, {"given": Settings(threads=1)},
         )
     }  # fmt: skip
-    assert len(paths) == 7
+    assert len(paths) == 9
     assert dataclasses.replace(key, cores=99, versions={}).path == key.path
-    assert find_profile("auto", key) is None
+    assert kept_profile(key) is None
     assert SETTINGS.budget(BatchBudget(1, 5)) == BatchBudget(77, 5)
 
 
 def test_engine_and_precision_left_open_are_those_of_the_profile(
     source: Path, tmp_path: Path
 ) -> None:
-    model = str(ROOT / "sample_data" / "tiny-sentiment")
-    asked = RunConfig(
-        inputs=(str(source),), output=str(tmp_path / "out"), model=model, device="cpu"
-    )
+    asked = real(source, tmp_path)
     plan, _ = make_plan(asked)
     usual, other = plan.config.dtype, {"float32": "bfloat16", "bfloat16": "float32"}
-    profile = Profile(
-        key=key_of(asked, plan.model, "cpu"),
-        engine="openvino",
-        dtype=other[usual],
-        settings=SETTINGS,
-        trials=(),
-        created="2026-01-31T12:00:00Z",
-    )
+    profile = openvino_profile(asked, dtype=other[usual])
     profile.write(profile.key.path)
     tuned, _ = make_plan(asked)
     assert (tuned.config.engine, tuned.config.dtype) == ("openvino", other[usual])
@@ -383,3 +466,96 @@ def test_engine_and_precision_left_open_are_those_of_the_profile(
     assert (again.id, again.tuned) == (plan.id, None), "a job that was begun stays what it is"
     given, _ = make_plan(asked.model_copy(update={"engine": "local", "dtype": usual}))
     assert (given.id, given.tuned) == (plan.id, None)
+
+
+@pytest.mark.parametrize(
+    "flags", [{"attention": "sdpa"}, {"compile": True}, {"dtype": "float16"}, {"engine": "local"}]
+)
+def test_a_kept_profile_leaves_a_job_alone_that_its_engine_cannot_do(
+    flags: dict[str, Any], source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    pytest.importorskip("openvino")
+    profile = openvino_profile(real(source, tmp_path))
+    profile.write(profile.key.path)
+    plan, _ = make_plan(real(source, tmp_path, **flags))
+    assert (plan.config.engine, plan.tuned) == ("local", None)
+    assert not warnings(caplog)
+
+
+@pytest.mark.parametrize(
+    ("flags", "why"),
+    [
+        ({"attention": "sdpa"}, "which this job cannot run (--attention sdpa is of --engine local"),
+        ({"compile": True}, "which this job cannot run (--compile is of --engine local"),
+        ({"dtype": "float16"}, "and this job runs float16"),
+        ({"engine": "local"}, "and this job runs local"),
+    ],
+)
+def test_a_named_profile_whose_engine_does_not_fit_is_left_out_whole(
+    flags: dict[str, Any],
+    why: str,
+    source: Path,
+    tmp_path: Path,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "mine.json"
+    job = real(source, tmp_path, **flags)
+    usual, _ = make_plan(job)
+    openvino_profile(real(source, tmp_path)).write(path)
+    plan, _ = make_plan(job.model_copy(update={"profile": str(path)}))
+    assert (plan.id, plan.tuned) == (usual.id, None)
+    [message] = warnings(caplog)
+    assert f"{path}: chose openvino in float32, {why}" in message
+    assert message.endswith("it is not used")
+
+
+def test_a_named_profile_of_the_cpu_is_used_where_there_is_a_gpu(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("openvino")
+    path = tmp_path / "mine.json"
+    job = real(source, tmp_path, device="auto", profile=str(path))
+    openvino_profile(real(source, tmp_path)).write(path)
+    monkeypatch.setattr("batchinfer.engines.devices.device_kind", lambda device: "NVIDIA H200")
+    plan, _ = make_plan(job)
+    assert plan.config.engine == "openvino"
+    assert plan.tuned is not None and plan.tuned.device_kind == "cpu"
+    assert not warnings(caplog)
+
+
+def test_a_run_says_which_budget_it_uses_where_the_folder_has_one(
+    source: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    job = config(source, tmp_path / "out")
+    stop_early(job)
+    begun = frozen_budget(tmp_path / "out")
+    path = tmp_path / "mine.json"
+    profile_of(job).write(path)
+    with caplog.at_level(logging.INFO, "batchinfer"):
+        assert resume(tmp_path / "out", profile=str(path)).max_batch_tokens == begun != 77
+    said = f"fake in float32, settings of 2026-01-31 from {path}: 2 threads; batches stay as"
+    assert any(message.startswith(said) for message in caplog.messages)
+    assert any(f"{begun:,} tokens" in message for message in caplog.messages)
+    assert not any("77 tokens" in message for message in caplog.messages)
+
+
+def test_a_resume_without_the_profile_keeps_the_budget_that_the_folder_began_with(
+    source: Path, tmp_path: Path
+) -> None:
+    job = config(source, tmp_path / "out")
+    profile = profile_of(job)
+    profile.write(profile.key.path)
+    stop_early(job)
+    assert resume(tmp_path / "out", profile="none").max_batch_tokens == 77
+
+
+def test_a_rehearsal_leaves_out_and_leaves_alone_what_lies_in_the_output(tmp_path: Path) -> None:
+    inputs = tmp_path / "inputs"
+    inputs.mkdir()
+    (inputs / "rows.jsonl").write_text('{"text": "one"}\n')
+    run(config(inputs, inputs / "out"))
+    before = sorted(inputs.rglob("*"))
+    plan, _ = make_plan(config(inputs, inputs / "out", profile="none"), is_rehearsal=True)
+    assert [file.source for segment in plan.segments for file in segment.files] == ["rows.jsonl"]
+    assert sorted(inputs.rglob("*")) == before

@@ -21,7 +21,7 @@ README = (ROOT / "README.md").read_text()
 
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
-    ("errors", "lean", "children", "stages", "checked"),
+    ("errors", "lean", "children", "stages", "checked", "machine"),
     ("core", "config"),
     ("attempts",),
     ("readers", "batching", "profiles"),

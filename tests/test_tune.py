@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import re
 import sys
 from collections.abc import Callable
@@ -16,6 +17,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from batchinfer import cli as cli_module
+from batchinfer import run
 from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget
 from batchinfer.engines import create_encoder
@@ -23,19 +25,26 @@ from batchinfer.engines.base import Engine
 from batchinfer.errors import ModelError, StorageError
 from batchinfer.planning import make_plan
 from batchinfer.profiles import Profile, Settings, Trial
+from batchinfer.tuning import sample as sample_module
 from batchinfer.tuning import search as search_module
-from batchinfer.tuning.accuracy import compare, probe_rows
+from batchinfer.tuning import tune as tune_module
+from batchinfer.tuning.accuracy import TimeIsUp, answers_of, compare, probe_rows, reference_of
 from batchinfer.tuning.display import LiveTable, SilentTable
 from batchinfer.tuning.plot import Point, check_plot_path, text_plot, write_plot
 from batchinfer.tuning.result import next_command
 from batchinfer.tuning.sample import sample_rows, take_sample
 from batchinfer.tuning.search import Found, Search
 from batchinfer.tuning.trial import Bench
+from batchinfer.tuning.tune import tune
+from batchinfer.tuning.verdicts import verdict_of
 from tests.conftest import ROOT, Cli
 from tests.modelled import TASK, Clock, Modelled, sample_of
 
+log = logging.getLogger("batchinfer")
+
 Rate = Callable[[int], float]
 UNIFORM = [64] * 8192
+REVIEWS, MODEL = ROOT / "sample_data" / "reviews.jsonl", ROOT / "sample_data" / "tiny-sentiment"
 
 
 def knee_at(tokens: int, top: float = 20_000.0) -> Rate:
@@ -58,8 +67,9 @@ def search_with(
 ) -> Found:
     clock = Clock()
     config = RunConfig(**{"model": "m", "engine": "local", **asked})
+    auto = {"engine": "local", "dtype": "bfloat16"}
     resolved = config.model_copy(
-        update={"dtype": "bfloat16" if config.dtype == "auto" else config.dtype}
+        update={name: value for name, value in auto.items() if getattr(config, name) == "auto"}
     )
     bench = Bench(sample_of(lengths or UNIFORM), clock() + seconds, clock)
     return Search(
@@ -113,8 +123,34 @@ def test_memory_that_runs_out_ends_the_growth_and_is_kept_as_a_ceiling() -> None
 
 
 def test_a_default_budget_that_does_not_fit_is_halved_until_it_does() -> None:
-    found = search_with(lambda clock, c: Modelled(clock, knee_at(512), room=1500))
-    assert (found.chosen.settings.max_batch_tokens or 0) <= 1500
+    found = search_with(lambda clock, c: Modelled(clock, knee_at(1 << 20), room=1500))
+    first, chosen = found.trials[0], found.chosen
+    assert (first.settings.max_batch_tokens, first.verdict) == (1024, "")
+    assert (chosen.settings.max_batch_tokens, chosen.verdict) == (1024, "chosen")
+    # The first batch that was compared had 32 rows of 64 tokens.
+    assert chosen.settings.ceiling_tokens == int(2048 * 0.8)
+    [above] = [t for t in found.trials if t.settings.max_batch_tokens == 2048]
+    assert above.verdict == "out of memory"
+
+
+def test_memory_that_ran_out_while_answers_were_compared_is_not_forgotten() -> None:
+    """A comparison of larger batches than those that are timed: nothing shows in the timing."""
+    found = search_with(
+        lambda clock, c: Modelled(clock, knee_at(4096), room=1800), max_batch_tokens=4096
+    )
+    assert found.chosen.settings.max_batch_tokens == 1024
+    assert found.chosen.settings.ceiling_tokens == int(2048 * 0.8)
+
+
+def test_a_faster_rival_is_tried_at_smaller_budgets_where_memory_runs_out() -> None:
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        if config.dtype == "float32":
+            return Modelled(clock, knee_at(512, 90_000.0), room=1500)
+        return Modelled(clock, knee_at(512, 20_000.0))
+
+    found = search_with(create)
+    assert (found.chosen.dtype, found.chosen.settings.ceiling_tokens) == ("float32", 1638)
+    assert (found.chosen.settings.max_batch_tokens or 0) <= 1024
 
 
 def test_a_precision_that_is_fast_and_wrong_is_not_chosen_and_the_table_says_why() -> None:
@@ -149,38 +185,115 @@ def test_a_candidate_that_cannot_be_loaded_does_not_end_the_search() -> None:
 def test_attention_threads_and_workers_are_chosen_by_measurement() -> None:
     def create(clock: Clock, config: RunConfig) -> Engine:
         top = 20_000.0 if config.attention == "sdpa" else 15_000.0
-        return Modelled(clock, hill_at(4096, top * (1.5 if config.threads == 2 else 1.0)))
+        top *= 1.5 if config.threads == 2 else 1.0
+        return Modelled(clock, hill_at(4096, top), threads=config.threads or 4)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "num_cores", lambda: 4)
+        patch.setattr(search_module, "usable_cores", lambda: 64)  # of which the engine takes four
         found = search_with(create)
     assert (found.chosen.settings.attention, found.chosen.settings.threads) == ("sdpa", 2)
     assert found.chosen.settings.workers == 1
-    assert 1 in {t.settings.threads for t in found.trials}
+    assert {t.settings.threads for t in found.trials} == {None, 2, 1}
+    assert any("threads 2, " in line and "4 (the default): 0.67" in line for line in found.reasons)
 
 
 def test_more_workers_are_asked_for_where_the_device_outruns_a_tokenizer() -> None:
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(search_module, "num_cores", lambda: 64)
+        patch.setattr(search_module, "usable_cores", lambda: 64)
         found = search_with(
             lambda clock, c: Modelled(clock, lambda size: 3e6, budget=32768), kind="GPU"
         )
     assert found.chosen.settings.workers == 4  # 1.25 × 3 M tokens/s over 1 M
 
 
-def test_a_model_is_compiled_only_where_that_pays_for_this_input() -> None:
-    def create(starts: float) -> Callable[[Clock, RunConfig], Engine]:
+def test_a_model_is_compiled_only_where_the_user_says_so() -> None:
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        clock.now += 10.0 if config.compile else 1.0
+        return Modelled(clock, lambda size: 15_000.0 if config.compile else 10_000.0)
+
+    found = search_with(create, kind="GPU")
+    assert found.chosen.settings.compile is None
+    [said] = [line for line in found.reasons if line.startswith("not compiled")]
+    assert "--compile reaches 15,000 tokens/s, takes 9 s longer to start" in said
+    assert "more than 270,000 tokens (this one has about 640,000)" in said
+    assert search_with(create, kind="GPU", compile=True).chosen.settings.compile
+
+
+def test_the_first_repetition_of_a_compiled_model_does_not_count() -> None:
+    for is_cold in (True, False):
+        clock = Clock()
+        bench = Bench(sample_of(UNIFORM), 1e6, clock)
+        bench.calibrate(Modelled(clock, lambda size: 20_000.0), BatchBudget(4096, 4096))
+        first = len(bench._repetition(BatchBudget(4096, 4096), 0))
+        engine = Modelled(clock, lambda size: 0.0)
+
+        def rate(size: int, engine: Modelled = engine, first: int = first) -> float:
+            return 20_000.0 if len(engine.sizes) > first else 1_000.0
+
+        engine.rate = rate
+        measured = bench.measure(engine, BatchBudget(4096, 4096), 20_000.0, is_cold=is_cold)
+        assert measured.is_hopeless is not is_cold
+        if is_cold:
+            assert measured.tokens_per_second == pytest.approx(20_000.0)
+
+
+def test_two_that_are_close_are_measured_once_more_in_turn() -> None:
+    loads: list[str] = []
+
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        if config.attention == "auto":
+            loads.append(config.dtype)
+        # Something else ran on this machine while the first one was tried.
+        was_slowed = config.dtype == "bfloat16" and loads.count("bfloat16") == 1
+        top = {"bfloat16": 10_000.0 if was_slowed else 20_000.0, "float32": 11_000.0}
+        return Modelled(clock, hill_at(4096, top[config.dtype]))
+
+    found = search_with(create)
+    assert loads[:4] == ["bfloat16", "float32", "bfloat16", "float32"]
+    assert found.chosen.dtype == "bfloat16"
+    assert any(line.startswith("measured once more, in turn") for line in found.reasons)
+
+
+def test_nothing_is_measured_once_more_where_one_is_clearly_faster() -> None:
+    found = search_with(RIGHT)
+    settings = [(t.engine, t.dtype, t.settings) for t in found.trials]
+    assert len(set(settings)) == len(settings)
+
+
+def test_openvino_is_no_spare_where_float32_is_what_is_tuned() -> None:
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        clock.now += 17.0  # with the reference, more than a half of the time
+        return Modelled(clock, hill_at(4096, 20_000.0 if config.engine == "local" else 40_000.0))
+
+    found = search_with(create, seconds=60.0, engine="auto", dtype="float32")
+    assert found.chosen.engine == "openvino"
+
+
+def test_what_takes_nobody_knows_how_long_to_load_is_begun_early_or_not_at_all() -> None:
+    def create(late: float) -> Callable[[Clock, RunConfig], Engine]:
         def load(clock: Clock, config: RunConfig) -> Engine:
-            clock.now += starts if config.compile else 1.0
-            return Modelled(clock, lambda size: 15_000.0 if config.compile else 10_000.0)
+            clock.now += late if config.attention == "eager" else 1.0
+            return Modelled(clock, hill_at(4096))
 
         return load
 
-    # 640,000 tokens take 64 s, compiled 43.
-    assert search_with(create(10.0), kind="GPU").chosen.settings.compile
-    dear = search_with(create(60.0), kind="GPU")
-    assert not dear.chosen.settings.compile
-    assert any("not compiled" in reason for reason in dear.reasons)
+    early = search_with(create(1.0), seconds=60.0, engine="auto")
+    assert "openvino" in {t.engine for t in early.trials}
+    late = search_with(create(42.0), seconds=60.0, engine="auto")
+    assert "openvino in bfloat16" in late.not_tried
+    assert late.chosen.engine == "local"
+
+
+def test_without_a_reference_only_what_a_run_would_do_by_itself_is_chosen() -> None:
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        if config.dtype == "float32":
+            raise ModelError("too large for this device")
+        return Modelled(clock, hill_at(4096))
+
+    found = search_with(create, engine="auto")
+    assert {(t.engine, t.dtype) for t in found.trials} == {("local", "bfloat16")}
+    assert found.chosen.agreement is None
+    assert any("could not be compared" in line and "too large" in line for line in found.reasons)
 
 
 def test_what_the_user_fixed_is_not_searched() -> None:
@@ -223,10 +336,74 @@ def test_a_slow_reference_compares_fewer_rows() -> None:
         return engines[-1]
 
     assert search_with(create, seconds=60.0).chosen.agreement == 1.0
-    assert len(engines[0].sizes) == 8
+    assert len(engines[0].sizes) == 15  # 0.64 s each, 15 % of a minute
+    engines.clear()
+    search_with(create, seconds=5.0)
+    assert len(engines[0].sizes) == 4
     engines.clear()
     search_with(create)
-    assert len(engines[0].sizes) == 8 + 32
+    assert len(engines[0].sizes) == 32
+
+
+def test_rows_of_all_lengths_are_compared_also_where_they_are_few() -> None:
+    sample = sample_of(list(range(2, 402)))
+    engine = Modelled(Clock(), lambda size: 20_000.0)
+    rows, values = reference_of(engine, sample, probe_rows(sample), lambda num: num >= 4)
+    lengths = sample.requests.cost[rows]
+    assert lengths.tolist() == sorted(lengths, reverse=True)
+    assert (len(rows), lengths.max()) == (4, 401)
+    assert np.abs(np.diff(lengths)).max() < 120
+    again = answers_of(engine, sample, rows, BatchBudget(4096, 4096))
+    assert np.array_equal(values["score"], again["score"])
+
+
+def test_a_slow_model_is_tuned_in_about_the_time_that_is_given() -> None:
+    clocks: list[Clock] = []
+
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        clocks.append(clock)
+        return Modelled(clock, lambda size: 60.0)  # a batch of the usual size takes over a minute
+
+    found = search_with(create, seconds=90.0)
+    assert clocks[0].now < 95.0
+    assert found.chosen.settings.max_batch_tokens == 256
+    assert found.not_tried
+
+
+def test_a_rival_that_answers_very_slowly_takes_one_batch_more_than_there_is_time() -> None:
+    clocks: list[Clock] = []
+
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        clocks.append(clock)
+        is_reference = config.attention == "eager" and len(clocks) == 1
+        rate = 20_000.0 if config.dtype == "bfloat16" or is_reference else 50.0
+        return Modelled(clock, lambda size: rate)
+
+    found = search_with(create, seconds=90.0, attention="sdpa")
+    assert found.chosen.dtype == "bfloat16"
+    assert clocks[0].now < 90.0 + 4096 / 50.0
+    [slow] = [t for t in found.trials if t.dtype == "float32"]
+    assert "time was over" in slow.verdict
+
+
+def test_a_comparison_ends_where_the_time_does() -> None:
+    engine = Modelled(Clock(), lambda size: 20_000.0)
+    rows, budget = np.arange(32), BatchBudget(512, 4096)
+    with pytest.raises(TimeIsUp):
+        answers_of(engine, sample_of(UNIFORM), rows, budget, lambda: len(engine.sizes) == 2)
+    assert len(engine.sizes) == 2
+
+
+def test_a_setting_that_was_timed_too_few_times_replaces_none() -> None:
+    clock = Clock()
+    bench = Bench(sample_of(UNIFORM), 1.5, clock)
+    budget = BatchBudget(4096, 4096)
+    bench.calibrate(Modelled(clock, lambda size: 20_000.0), budget)
+    measured = bench.measure(Modelled(clock, lambda size: 40_000.0), budget, 20_000.0)
+    assert measured.is_short
+    assert measured.tokens_per_second == pytest.approx(40_000.0)
+    assert "time was over" in verdict_of(measured, None, is_rival=True)
+    assert not verdict_of(measured, None, is_rival=False)
 
 
 def test_a_hopeless_candidate_is_timed_once() -> None:
@@ -331,6 +508,39 @@ def test_the_sample_takes_some_rows_of_several_files(tmp_path: Path) -> None:
     assert found[0] == "file 0"
 
 
+def test_short_texts_in_wide_rows_fill_a_sample_too(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    wide = "x" * 3000
+    path.write_text(
+        "".join(json.dumps({"text": f"{i:04d}", "b": wide}) + "\n" for i in range(2000))
+    )
+    plan, _ = make_plan(RunConfig(inputs=(str(path),), engine="fake"), is_rehearsal=True)
+    encoder = create_encoder(plan.config, plan.model, None)
+    assert take_sample(plan, TASK, encoder, 1500).num_tokens == pytest.approx(1500, rel=0.1)
+
+
+def test_a_sample_reads_no_more_than_so_many_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "rows.jsonl"
+    path.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(1000)))
+    plan, _ = make_plan(RunConfig(inputs=(str(path),), engine="fake"), is_rehearsal=True)
+    monkeypatch.setattr(sample_module, "MAX_BYTES", int(200 * plan.row_bytes))
+    encoder = create_encoder(plan.config, plan.model, None)
+    assert len(take_sample(plan, TASK, encoder, 1_000_000).requests) == 200
+
+
+def test_the_output_within_the_input_is_no_part_of_the_sample(tmp_path: Path) -> None:
+    source, output = tmp_path / "in", tmp_path / "in" / "out"
+    source.mkdir()
+    (source / "rows.jsonl").write_text(
+        "".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(40))
+    )
+    job = RunConfig(inputs=(str(source),), output=str(output), engine="fake", profile="none")
+    run(job)
+    assert tune(job, max_seconds=1.0).num_rows == 40
+
+
 def test_a_limit_bounds_the_sample(tmp_path: Path) -> None:
     path = tmp_path / "rows.jsonl"
     path.write_text("".join(json.dumps({"text": f"row {i}"}) + "\n" for i in range(1000)))
@@ -387,6 +597,27 @@ def test_the_live_table_shows_verdicts_as_they_are(capsys: pytest.CaptureFixture
     assert "1,234" in shown
 
 
+def test_a_line_of_the_log_stands_above_the_table_and_tears_nothing(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FORCE_COLOR", "1")  # as on a terminal
+    handler = logging.StreamHandler(sys.stderr)
+    monkeypatch.setattr(log, "handlers", [handler])
+    stream = handler.stream
+    table = LiveTable()
+    try:
+        table.trying("local in float32")
+        log.warning("out of [bold] memory")
+    finally:
+        table.close()
+    assert handler.stream is stream
+    before, _, after = capsys.readouterr().err.partition("out of [bold] memory")
+    shown, erased, _ = before.rpartition("\x1b[2K")
+    assert "local in float32" in shown
+    assert erased
+    assert "local in float32" in after
+
+
 def test_the_next_command_says_what_this_one_was_told() -> None:
     flags = {"model": "./a model", "text_column": "body", "header": False, "types": ["id=int64"]}
     said = next_command(["in put.csv"], flags, None, RunConfig())
@@ -394,11 +625,56 @@ def test_the_next_command_says_what_this_one_was_told() -> None:
         "batchinfer run 'in put.csv' -m './a model' --text-column body --no-header "
         "--schema id=int64 --output out"
     )
+    flags = {"output": "there", "max_errors": "1%", "overwrite": True}
+    said = next_command(["in.csv"], flags, None, RunConfig(output="there"))
+    assert said == "batchinfer run in.csv --output there --max-errors 1% --overwrite"
+
+
+@pytest.mark.parametrize(
+    ("profile", "why"), [("/proc/none/p.json", "cannot be written"), (".", "is a folder")]
+)
+def test_a_profile_that_cannot_be_written_is_told_before_anything_is_measured(
+    profile: str, why: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def measure(*arguments: object) -> None:
+        raise AssertionError("it was measured")
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(tune_module, "take_sample", measure)
+    job = RunConfig(inputs=(str(REVIEWS),), engine="fake", profile=profile)
+    with pytest.raises(StorageError, match=why):
+        tune(job, max_seconds=1.0)
+
+
+def test_folders_of_the_profile_and_the_plot_are_made(cli: Cli, tmp_path: Path) -> None:
+    done = cli(
+        "tune", str(REVIEWS), "--engine", "fake", "--max-seconds", "1", "--profile", "a/b/p.json",
+        "--plot", "c/d/plot.svg",
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert Profile.read(tmp_path / "a" / "b" / "p.json").trials
+    assert (tmp_path / "c" / "d" / "plot.svg").exists()
+    assert re.search(r"measured in \d s, kept in a/b/p.json", done.stdout)
+
+
+def test_tune_can_stand_in_the_place_of_run(cli: Cli) -> None:
+    """What only `run` knows is handed on to the command that comes next."""
+    flags = [
+        "--output", "out", "--keep", "none", "--output-prefix", "p_", "--chunk-rows", "100",
+        "--max-errors", "1", "--deadline", "1h", "--batch-timeout", "1m",
+    ]  # fmt: skip
+    job = [str(REVIEWS), "--engine", "fake"]
+    done = cli("tune", *job, *flags, "--resume", "--max-seconds", "1")
+    assert done.returncode == 0, done.stderr
+    command = done.stdout.splitlines()[-1].split()
+    assert command[:3] == ["batchinfer", "run", str(REVIEWS)]
+    assert set(command) == {"batchinfer", "run", *job, *flags, "--resume"}
+    shown = cli("tune", "--help").stdout
+    assert "--deadline" not in shown
+    assert "--overwrite" not in shown
 
 
 # -- the command -----------------------------------------------------------------------------------
-
-REVIEWS, MODEL = ROOT / "sample_data" / "reviews.jsonl", ROOT / "sample_data" / "tiny-sentiment"
 
 
 def test_tuning_a_real_model_keeps_a_profile_that_run_picks_up(cli: Cli, tmp_path: Path) -> None:
@@ -449,6 +725,7 @@ def test_quiet_says_nothing(cli: Cli) -> None:
         ([str(REVIEWS), "--engine", "fake", "--max-seconds", "0"], 2, "--max-seconds"),
         ([str(REVIEWS), "--engine", "fake", "--plot", "plot.txt"], 2, ".png or .svg"),
         ([str(REVIEWS), "--engine", "fake", "--profile", "/proc/none/p.json"], 74, "--profile"),
+        ([str(REVIEWS), "--engine", "fake", "--plot", "/proc/none/plot.png"], 74, "--plot"),
         ([str(REVIEWS), "--engine", "fake", "--text-column", "txt"], 2, "'txt'"),
         (["empty.jsonl", "--engine", "fake"], 66, "no row of the sample"),
         ([str(REVIEWS), "-m", "./no-model"], 69, "no-model"),

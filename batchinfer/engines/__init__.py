@@ -20,6 +20,7 @@ __all__ = [
     "create_engine",
     "describe_model",
     "kind_of_device",
+    "require_fit",
     "resolve_dtype",
 ]
 
@@ -33,7 +34,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         from batchinfer.engines import fake
 
         return fake.describe(config.task, config.max_length), None
-    _require_fit(config)
+    require_fit(config)
     from batchinfer.engines import models
 
     return models.describe(
@@ -54,7 +55,7 @@ def resolve_dtype(config: RunConfig) -> str:
     """
     if config.engine == "fake":
         return "float32"
-    _require_fit(config)
+    require_fit(config)
     from batchinfer.engines import devices
 
     return devices.resolve_dtype(
@@ -113,7 +114,7 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
     )
 
 
-def _require_fit(config: RunConfig) -> None:
+def require_fit(config: RunConfig) -> None:
     """See that the engine can do what is asked of it, where it cannot do all. Raises UsageError."""
     if config.engine == "openvino":
         from batchinfer.engines import openvino

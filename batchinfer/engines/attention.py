@@ -47,6 +47,9 @@ _POSITIONS_BEHIND_PADDING = ("camembert", "roberta", "xlm-roberta")
 #: Which states of a row a classifier looks at, by `classifier_pooling`; the others have no such key.
 _HEAD_POOLINGS = {"cls": "cls", "bos": "cls", "mean": "mean"}
 
+#: Attention by products holds all scores of a batch: 2 bytes a pair of tokens and head, twice.
+_LONGEST_PRODUCTS = 1024
+
 #: torch 2.10 takes is_causal, 2.11 scale and window_size instead, 2.12 enable_gqa too.
 _KEYWORDS = frozenset(inspect.signature(varlen_attn).parameters)
 
@@ -200,10 +203,11 @@ def _attend_alike(
     is_causal = (left, right) == (length, 0)
     seen = None
     if length > 1 and not is_causal and min(left, right) < length:
-        place = torch.arange(length)
+        place = torch.arange(length, dtype=torch.int32)
         offset = place - place[:, None]  # of a key from a query
         seen = (offset >= -left) & (offset <= right)
-    if query.dtype == torch.bfloat16 and not is_causal and not has_matrix_unit():
+    is_short = length <= _LONGEST_PRODUCTS
+    if query.dtype == torch.bfloat16 and is_short and not is_causal and not has_matrix_unit():
         return _by_products(query, key, value, scaling, seen)
     return torch.nn.functional.scaled_dot_product_attention(
         query, key, value, attn_mask=seen, is_causal=is_causal and length > 1, scale=scaling

@@ -43,6 +43,8 @@ class Engine(ABC):
     dtype: str
     #: The batch budget where neither the user nor the run folder names one.
     default_budget: BatchBudget
+    #: Of a CPU, that the model computes with; None: the engine does not say.
+    threads: int | None = None
 
     def __init__(self, task: Task) -> None:
         self.task = task

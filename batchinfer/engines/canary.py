@@ -9,16 +9,21 @@ import torch
 
 from batchinfer.core import Batch, ChunkId
 
-#: Longest first: beyond every usual window of attention, down to the shortest there is.
-_LENGTHS = (300, 130, 33, 7, 2)
+#: Longest first: beyond every usual window of attention, down to the shortest there is; some twice, as
+#: rows of one length are attended to together.
+_LENGTHS = (300, 130, 33, 33, 7, 7, 7, 2)
 
 
 class Canary:
-    """Rows with the answers that a model gives to each of them alone."""
+    """Rows with the answers that a model gives to each of them alone.
+
+    `padded`: how far from them those are that it gives to all rows in one batch, as a share.
+    """
 
     def __init__(self, rows: list[Batch], ask: Callable[[Batch], torch.Tensor]) -> None:
         self._together = _joined(rows)
         self._alone = torch.cat([ask(row) for row in rows])
+        self.padded = self.difference(ask)
 
     def difference(self, ask: Callable[[Batch], torch.Tensor]) -> float:
         """How far the answers to all rows in one batch are from those to rows alone, as a share."""
@@ -29,7 +34,7 @@ def sample_rows(vocab_size: int, max_length: int, pad_token_id: int) -> list[Bat
     """Rows of random tokens, the same ones each time, each a batch of its own; longest first."""
     draw = np.random.default_rng(0)
     rows = []
-    for length in sorted({min(length, max_length) for length in _LENGTHS}, reverse=True):
+    for length in (min(length, max_length) for length in _LENGTHS):
         tokens = draw.integers(0, vocab_size - 1, length, dtype=np.int32)
         tokens += tokens >= pad_token_id  # RoBERTa takes padding out of the positions
         lengths = np.array([length], dtype=np.int32)

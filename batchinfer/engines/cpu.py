@@ -17,16 +17,15 @@ from __future__ import annotations
 import ctypes
 import inspect
 import logging
-import math
-import os
 import sys
 from collections import Counter
 from collections.abc import Iterable
-from pathlib import Path
 from typing import Any, TypeGuard
 
 import torch
 from torch import nn
+
+from batchinfer.machine import usable_cores
 
 log = logging.getLogger("batchinfer")
 
@@ -62,23 +61,6 @@ def tune_allocator() -> bool:
     mmap_max, trim_threshold, top_pad = -4, -1, -2
     settings = ((mmap_max, 0), (trim_threshold, 2**31 - 1), (top_pad, 256 << 20))
     return all([bool(mallopt(name, value)) for name, value in settings])
-
-
-def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
-    """The cores that this process may use: by its affinity, and by the quota of its container.
-
-    A container that may use 2 of 64 cores shows all 64; as many threads would wait for each other.
-    """
-    try:
-        cores = len(os.sched_getaffinity(0))
-    except AttributeError:  # macOS
-        cores = os.cpu_count() or 1
-    try:
-        quota, period = (cgroup / "cpu.max").read_text().split()
-        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
-    except (OSError, ValueError):  # "max": no quota; or an older system
-        pass
-    return cores
 
 
 def set_threads(threads: int | None) -> int:
@@ -235,6 +217,7 @@ def _is_plain(module: Any, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
     """Whether it is a linear layer and no more: no adapter, no quantised one, no hooks."""
     return (
         type(module) is nn.Linear
+        and type(module.weight) is nn.Parameter
         and min(module.weight.shape) >= _SMALLEST_LAYER
         and module.weight.dtype == dtype
         and (module.bias is None or module.bias.dtype == dtype)

@@ -12,7 +12,6 @@ from __future__ import annotations
 import hashlib
 import json
 import logging
-import os
 import shutil
 import tempfile
 import time
@@ -22,29 +21,22 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import one_line
+from batchinfer.machine import cache_folder
 
 log = logging.getLogger("batchinfer")
 
+#: The folder of exports in the user's cache.
+_KIND = "openvino"
 _MANIFEST = "export.json"
 #: Folders in which exports are made; one that is this old was left behind by a process that died.
 _MAKING = "making-"
 _ABANDONED_SECONDS = 24 * 3600
 
 
-def cache_folder() -> Path:
-    """Where exports are kept: `$XDG_CACHE_HOME`, else `~/.cache`, and batchinfer/openvino below it.
-
-    Raises RuntimeError where the user has no home.
-    """
-    stated = os.environ.get("XDG_CACHE_HOME", "")
-    root = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
-    return root / "batchinfer" / "openvino"
-
-
 def find(facts: Mapping[str, Any]) -> tuple[Path, dict[str, Any]] | None:
     """The export that was made of these facts, and its notes; None where there is no whole one."""
     try:
-        place = cache_folder() / _name(facts)
+        place = cache_folder() / _KIND / _name(facts)
         document = json.loads((place / _MANIFEST).read_bytes())
         digests, notes = document["files"], document["notes"]
         if document["facts"] == facts and digests == _digests(place) and type(notes) is dict:
@@ -68,7 +60,7 @@ def keep(
     `facts`: all that the export depends on. `notes`: what its reader wants to know. Both as JSON.
     """
     try:
-        home = cache_folder()
+        home = cache_folder() / _KIND
         home.mkdir(parents=True, exist_ok=True)
         _sweep(home)
         with tempfile.TemporaryDirectory(

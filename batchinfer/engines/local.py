@@ -14,8 +14,9 @@ import inspect
 import logging
 import time
 from collections import deque
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -28,12 +29,15 @@ from batchinfer.engines import cpu, weights
 from batchinfer.engines.base import Engine, MemoryUse, reason
 from batchinfer.engines.canary import Canary, sample_rows
 from batchinfer.engines.devices import BUDGET_TOKENS, device_kind, resolve_device, resolve_dtype
-from batchinfer.errors import UsageError
+from batchinfer.errors import ModelError, UsageError
 from batchinfer.stages import StageSeconds
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
 
+#: A packed batch's tokens on a CPU. oneDNN makes a kernel for each number of tokens that it has not met,
+#: which takes as long as using it: numbers that recur save a fifth of the time of a short run.
+_CPU_MULTIPLE = 64
 #: A CPU's layers are chosen by hand: compiled ones took 1.2 times as long there, and stalled whenever
 #: batches had a new size.
 _COMPILES = ("cuda",)
@@ -105,31 +109,38 @@ class LocalEngine(Engine):
     ) -> None:
         super().__init__(task)
         self.device = torch.device(resolve_device(device))
+        if compile and self.device.type not in _COMPILES:
+            raise UsageError(
+                f"--compile: is for CUDA devices, not {self.device.type} (a CPU's layers are made fast "
+                "without it)"
+            )
         self.dtype = resolve_dtype(dtype, device)
         self.device_kind = device_kind(device)
         self.default_budget = BatchBudget(
             max_batch_tokens=BUDGET_TOKENS[self.device.type], max_batch_rows=4096
         )
-        own = "" if attention in ("auto", "packed") else attention
-        self.model = weights.load(
+        load = partial(
+            weights.load,
             task,
             folder,
             dtype=self.dtype,
             device=self.device,
-            attention=own,
+            attention="" if attention in ("auto", "packed") else attention,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
+        self.model = load()
         self.pad_token_id = weights.pad_token_id(self.model.config, folder, trust_remote_code)
         self._parameters = frozenset(inspect.signature(self.model.forward).parameters)
-        if self.device.type == "cpu":
-            self._speed_up(threads)
         #: Whether rows go through the model without padding.
         self.is_packed = False
+        canary = self._canary()
+        if self.device.type == "cpu":
+            self._speed_up(canary, threads, load)
         if attention in ("auto", "packed"):
-            self._pack(is_wish=attention == "packed")
+            self._pack(canary, is_wish=attention == "packed")
         if compile:
-            self._compile()
+            self._compile(canary)
 
     @property
     def pins_memory(self) -> bool:
@@ -254,7 +265,8 @@ class LocalEngine(Engine):
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         with self.watch.measure("copy"):
             inputs = self._inputs(batch)
-        return self.task.forward(self.model, inputs)
+        values = self.task.forward(self.model, inputs)
+        return {name: value[: len(batch)] for name, value in values.items()}
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return self._packed(batch) if self.is_packed else self._padded(batch)
@@ -277,98 +289,126 @@ class LocalEngine(Engine):
         return inputs
 
     def _packed(self, batch: Batch) -> dict[str, Any]:
-        """The fields as int64[1, t] on the device, with positions and the bounds of rows."""
-        bounds = np.zeros(len(batch) + 1, dtype=np.int32)
-        np.cumsum(batch.lengths, out=bounds[1:])
-        edges, total = self._to_device(bounds), batch.num_tokens
+        """The fields as int64[1, t] on the device, with positions and the bounds of rows.
+
+        On a CPU t is a multiple of `_CPU_MULTIPLE`: a last row of padding, which nobody looks at, fills it.
+        """
+        spare = -batch.num_tokens % _CPU_MULTIPLE if self.device.type == "cpu" else 0
+        lengths = [*batch.lengths.tolist(), *([spare] if spare else [])]
+        bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
+        np.cumsum(lengths, out=bounds[1:])
+        edges, total = self._to_device(bounds), batch.num_tokens + spare
         # With the size of its result given, this needs no count from the device.
         starts = edges[:-1].repeat_interleave(edges.diff(), output_size=total)
         place = torch.arange(total, device=self.device) - starts
+        longest = max(batch.max_length, spare)
         inputs: dict[str, Any] = {
             "position_ids": (place + packing.first_position(self.model.config))[None],
             "cu_seq_lens_q": edges,
             "cu_seq_lens_k": edges,
-            "max_length_q": batch.max_length,
-            "max_length_k": batch.max_length,
+            "max_length_q": longest,
+            "max_length_k": longest,
         }
         for name, values in batch.fields.items():
             if name == "input_ids" or name in self._parameters:
-                inputs[name] = self._to_device(values).long()[None]
+                padding = self.pad_token_id if name == "input_ids" else 0
+                flat = self._to_device(values).long()
+                inputs[name] = torch.nn.functional.pad(flat, (0, spare), value=padding)[None]
         if "token_type_ids" in self._parameters and "token_type_ids" not in inputs:
             # BERT would take them from a buffer that is as long as its longest row.
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])
         return inputs
 
-    def _speed_up(self, threads: int | None) -> None:
+    def _canary(self) -> Canary | None:
+        """A few rows with the model's own answers; None where it fails on them."""
+        try:
+            return Canary(self._sample_rows(), self._outputs)
+        except Exception as error:
+            self._refuse_to_judge(error)
+            log.debug(f"the model fails on random tokens ({reason(error)}), and is left as it is")
+            return None
+
+    def _objection(self, canary: Canary | None, what: str) -> str:
+        """What speaks against the model as it is now; "" where it answers the rows as it did.
+
+        Padding alone changes the last bits; three times that is allowed, or the tolerance.
+        """
+        if canary is None:
+            return f"{what} cannot be compared with anything: the model fails on random tokens"
+        try:
+            difference = canary.difference(self._outputs)
+        except Exception as error:
+            self._refuse_to_judge(error)
+            return f"{what} fails: {reason(error)}"
+        tolerance = _TOLERANCE.get(getattr(torch, self.dtype), _TOLERANCE_OF_HALVES)
+        if difference <= max(tolerance, 3 * canary.padded):
+            return ""
+        return f"{what} changes the answers by {difference:.2g}"
+
+    def _refuse_to_judge(self, error: Exception) -> None:
+        """Raise where it is the device that failed: a later run would judge otherwise, and compute so."""
+        if self.is_fatal(error):
+            raise self.lost(error) from error
+        if self.is_out_of_memory(error):
+            raise ModelError(
+                f"{self.device_kind}: out of memory for a few rows, while {self.task.spec.name} was "
+                "tried; free some, then start it again"
+            ) from error
+
+    def _speed_up(
+        self, canary: Canary | None, threads: int | None, load: Callable[[], Any]
+    ) -> None:
         """Do what makes a CPU fast, and say so."""
-        threads = cpu.set_threads(threads)
+        self.threads = threads = cpu.set_threads(threads)
         keeps = "kept" if cpu.tune_allocator() else "given back"
-        done = cpu.optimize(self.model, fuses=packing.is_listed(self.model))
+        done = "its own"
+        if canary is not None:
+            what = "putting in faster layers"
+            try:
+                done = cpu.optimize(self.model, fuses=packing.is_listed(self.model))
+                why = self._objection(canary, what)
+            except (
+                Exception
+            ) as error:  # whatever a model's own layers raise when called on their own
+                self._refuse_to_judge(error)
+                why = f"{what} fails: {reason(error)}"
+            if why:
+                log.warning(f"the model's own layers are used: {why}")
+                self.model, done = load(), "its own"
         log.debug(f"{threads} threads; memory that a layer frees is {keeps}; layers: {done}")
 
-    def _pack(self, *, is_wish: bool) -> None:
+    def _pack(self, canary: Canary | None, *, is_wish: bool) -> None:
         """Switch to packed attention where it is possible, and proven on a few rows.
 
         Raises UsageError where it `is_wish` of the user's and impossible; otherwise the log says why.
         """
         dtype = getattr(torch, self.dtype)
-        why = packing.obstacle(self.model, self.task.name, dtype, self.device)
-        found = why or self._compare_packed(_TOLERANCE.get(dtype, _TOLERANCE_OF_HALVES))
-        if self.is_packed:
+        obstacle = packing.obstacle(self.model, self.task.name, dtype, self.device)
+        found = obstacle
+        if not obstacle:
+            own = self.model.config._attn_implementation
+            packing.enable(self.model, self.task.name)
+            self.is_packed = True
+            if found := self._objection(canary, "packed attention"):
+                self.is_packed = False
+                self.model.set_attn_implementation(own)
+        if not found:
             log.debug("rows go through the model packed, without padding")
         elif is_wish:
             raise UsageError(f"--attention packed: {found}")
         else:
-            level = logging.INFO if why else logging.WARNING
+            level = logging.INFO if obstacle else logging.WARNING
             log.log(level, f"rows are padded, not packed: {found}")
 
-    def _compare_packed(self, tolerance: float) -> str:
-        """Answer a few rows alone, padded and packed, and stay packed where all agree.
+    def _compile(self, canary: Canary | None) -> None:
+        """Compile the model for whatever sizes come.
 
-        Returns why not: "" where they agree.
+        Raises UsageError where it does not answer as before: it was asked for.
         """
-        canary = Canary(self._sample_rows(), self._outputs)
-        allowed = max(tolerance, 3 * canary.difference(self._outputs))
-        own = self.model.config._attn_implementation
-        packing.enable(self.model, self.task.name)
-        self.is_packed = True
-        try:
-            difference = canary.difference(self._outputs)
-            if difference <= allowed:
-                return ""
-            why = f"packed answers differ by {difference:.2g} from those of rows alone"
-        except Exception as error:
-            if self.is_fatal(error):
-                raise self.lost(error) from error
-            why = f"packed attention fails: {reason(error)}"
-        self.is_packed = False
-        self.model.set_attn_implementation(own)
-        return why
-
-    def _compile(self) -> None:
-        """Compile the model for whatever sizes come, and see that it answers as before.
-
-        Raises UsageError where it does not: it was asked for.
-        """
-        if self.device.type not in _COMPILES:
-            raise UsageError(
-                f"--compile: is for CUDA devices, not {self.device.type} (a CPU's layers are made fast "
-                "without it)"
-            )
-        canary = Canary(self._sample_rows(), self._outputs)
-        allowed = _TOLERANCE.get(getattr(torch, self.dtype), _TOLERANCE_OF_HALVES)
         started = time.monotonic()
         self.model.compile(dynamic=True)
-        try:
-            difference = canary.difference(self._outputs)
-        except Exception as error:
-            if self.is_fatal(error):
-                raise self.lost(error) from error
-            raise UsageError(f"--compile: the compiled model fails: {reason(error)}") from None
-        if difference > allowed:
-            raise UsageError(
-                f"--compile: the compiled model's answers differ by {difference:.2g} from its own"
-            )
+        if why := self._objection(canary, "the compiled model"):
+            raise UsageError(f"--compile: {why}")
         log.debug(f"compiled the model in {time.monotonic() - started:.0f} s")
 
     @torch.inference_mode()
@@ -377,8 +417,8 @@ class LocalEngine(Engine):
         inputs = self._inputs(batch)
         if self.task.name == "classify":
             logits: torch.Tensor = self.model(**inputs).logits.float()
-            return logits
-        return next(iter(self.task.forward(self.model, inputs).values()))
+            return logits[: len(batch)]
+        return next(iter(self.task.forward(self.model, inputs).values()))[: len(batch)]
 
     def _sample_rows(self) -> list[Batch]:
         config = self.model.config.get_text_config()

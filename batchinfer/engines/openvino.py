@@ -38,9 +38,9 @@ from batchinfer import __version__
 from batchinfer.core import Answers, Batch, BatchBudget, ChunkId
 from batchinfer.engines import exports, models
 from batchinfer.engines.base import Engine, reason
-from batchinfer.engines.cpu import usable_cores
 from batchinfer.engines.devices import resolve_dtype
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
+from batchinfer.machine import usable_cores
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
@@ -122,7 +122,8 @@ class OpenVinoEngine(Engine):
             graph = _Graph(place / _MODEL, tuple(notes["inputs"]), notes["pad_token_id"])
             log.debug(f"the exported model lies in {place}")
         self._graph = graph
-        self._request = _compile(graph, task, self.dtype, threads)
+        self.threads = threads or usable_cores()
+        self._request = _compile(graph, task, self.dtype, self.threads)
 
     def answer(self, batch: Batch) -> Answers:
         """Answer a batch of at least one request; may raise RuntimeError and MemoryError."""
@@ -140,12 +141,16 @@ class OpenVinoEngine(Engine):
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether the batch was too large for memory; OpenVINO says so in words."""
-        said = str(error).lower()
-        return isinstance(error, MemoryError) or "bad_alloc" in said or "allocate memory" in said
+        return _is_out_of_memory(error)
 
     def close(self) -> None:
         """Drop the model."""
         self._request = None
+
+
+def _is_out_of_memory(error: Exception) -> bool:
+    said = str(error).lower()
+    return isinstance(error, MemoryError) or "bad_alloc" in said or "allocate memory" in said
 
 
 @dataclass(frozen=True)
@@ -225,8 +230,8 @@ def _facts(task: Task, trust_remote_code: bool) -> dict[str, Any]:
     spec = asdict(task.spec)
     spec["labels"] = len(spec["labels"])
     del spec["name"], spec["prompt"]
-    # Longer rows are not compared, whatever the limit.
-    spec["max_length"] = min(task.spec.max_length, _COMPARED_WORDS[0])
+    # Longer rows are not compared, whatever the limit; but whether there are any decides.
+    spec["max_length"] = min(task.spec.max_length, _COMPARED_WORDS[0] + 1)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}
     return {
         "format": _FORMAT,
@@ -310,6 +315,11 @@ def _export(task: Task, folder: Path, trust_remote_code: bool, allow_pickle: boo
         except BatchInferError:
             raise
         except Exception as error:  # whatever the model's code, the tracer or the frontend raises
+            if _is_out_of_memory(error):  # what is kept must not depend on what else runs here
+                raise ModelError(
+                    f"{task.spec.name}: out of memory while it was exported to OpenVINO; free some, or "
+                    "use --engine local"
+                ) from None
             why = f"it cannot be exported: {reason(error)}"
         if not why:
             return graph
@@ -373,15 +383,24 @@ def _difference(module: Any, task: Task, graph: _Graph, rows: list[Batch]) -> st
     for row in rows:
         tensors = (torch.from_numpy(values) for values in graph.padded(row, widest=row.max_length))
         expected.append([values.numpy() for values in module(*tensors)])
+    # Copies: the next answers take the memory of these.
+    alone = [
+        [values.copy() for values in _ask(request, graph.padded(row, widest=widest))]
+        for row in rows
+    ]
     # The longest row stays alone: padded to its length, all the others would be as expensive.
-    for first, batch in [*enumerate(rows), (1, _joined(rows[1:]))]:
-        found = _ask(request, graph.padded(batch, widest=widest))
-        for index, values in enumerate(found):
-            wanted = np.concatenate([row[index] for row in expected[first : first + len(batch)]])
-            if np.issubdtype(wanted.dtype, np.floating):
-                share = _distance(values, wanted)
+    together = _ask(request, graph.padded(_joined(rows[1:]), widest=widest))
+    for index, values in enumerate(together):
+        wanted = np.concatenate([row[index] for row in expected])
+        pairs = (
+            (np.concatenate([row[index] for row in alone]), wanted),
+            (values, wanted[1:]),
+        )
+        for found, right in pairs:
+            if np.issubdtype(right.dtype, np.floating):
+                share = _distance(found, right)
             else:
-                share = float((values != wanted).mean())
+                share = float((found != right).mean())
             if not share <= _TOLERANCE:  # NaN is not
                 return f"exported, its answers differ by {share:.2g} from what they are"
     return ""

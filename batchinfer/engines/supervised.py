@@ -105,7 +105,7 @@ class SupervisedEngine(Engine):
             part = pending.pop()
             reply, death = self._ask("answer", part, alone=len(part) <= 1, timeout=self._timeout)
             if not death:
-                answered, seconds = reply
+                answered, seconds, self._ceiling = reply
                 self.watch.add(seconds)
                 if any(answers.error is None for _, answers in answered):
                     self._has_answered, self._given_up = True, 0
@@ -147,6 +147,12 @@ class SupervisedEngine(Engine):
         with suppress(_Stopped):
             self._ask("vouch", None, alone=False, timeout=None)
 
+    def stay_below(self, tokens: int) -> None:
+        """Split larger batches from the start, in this child and those that come after it."""
+        super().stay_below(tokens)
+        with suppress(_Stopped):
+            self._ask("stay_below", tokens, alone=False, timeout=None)
+
     def close(self) -> None:
         """End the child."""
         if self._child is not None:
@@ -182,7 +188,7 @@ class SupervisedEngine(Engine):
 
     def _living_child(self) -> _Child:
         if self._child is None:
-            self._child = _Child(self._job, self._has_answered, self._stopped)
+            self._child = _Child(self._job, self._has_answered, self._ceiling, self._stopped)
         return self._child
 
 
@@ -201,13 +207,16 @@ class _Child:
         self,
         job: tuple[Task, RunConfig, Path | None],
         has_answered: bool,
+        ceiling: int | None,
         stopped: Callable[[], bool],
     ) -> None:
         context = get_context("spawn")
         self._stopped = stopped
         self._pipe, theirs = context.Pipe()
         self._process = context.Process(
-            target=_serve, args=(theirs, *job, has_answered, log.getEffectiveLevel()), daemon=True
+            target=_serve,
+            args=(theirs, *job, has_answered, ceiling, log.getEffectiveLevel()),
+            daemon=True,
         )
         with hold_signals():
             self._process.start()
@@ -280,6 +289,7 @@ def _serve(
     config: RunConfig,
     folder: Path | None,
     has_answered: bool,
+    ceiling: int | None,
     level: int,
 ) -> None:
     """The child: answer what comes down the pipe until it closes."""
@@ -300,6 +310,8 @@ def _serve(
         pipe.send((engine.dtype, engine.device_kind, engine.default_budget))
         if has_answered:
             engine.vouch()
+        if ceiling is not None:
+            engine.stay_below(ceiling)
         while True:
             what, argument = pipe.recv()
             if what == "encode":
@@ -307,7 +319,10 @@ def _serve(
             elif what == "answer":
                 engine.watch = Stopwatch()
                 answered = list(engine.stream([argument]))
-                pipe.send((answered, engine.watch.seconds))
+                pipe.send((answered, engine.watch.seconds, engine.ceiling_tokens))
+            elif what == "stay_below":
+                engine.stay_below(argument)
+                pipe.send(None)
             else:
                 engine.vouch()
                 pipe.send(None)

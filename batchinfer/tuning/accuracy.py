@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -44,16 +44,58 @@ def probe_rows(sample: Sample) -> npt.NDArray[np.int64]:
     return sample.order[np.linspace(0, len(sample.order) - 1, num).round().astype(np.int64)]
 
 
+class TimeIsUp(Exception):
+    """Answers would take longer than there is time for."""
+
+
+def reference_of(
+    engine: Engine,
+    sample: Sample,
+    rows: npt.NDArray[np.int64],
+    is_enough: Callable[[int], bool],
+) -> tuple[npt.NDArray[np.int64], Values]:
+    """Answers to these requests, one at a time, until `is_enough`, which is told how many there are.
+
+    Returns the requests that were answered, in their order, and the answers. Whenever that ends, they
+    are of all lengths.
+    """
+    width = len(rows).bit_length()
+    places = sorted(range(len(rows)), key=lambda place: f"{place:0{width}b}"[::-1])
+    found: dict[int, dict[str, npt.NDArray[Any]]] = {}
+    for place in places:
+        found[place] = answers_of(engine, sample, rows[place : place + 1], BatchBudget(1, 1))
+        if is_enough(len(found)):
+            break
+    answered = sorted(found)
+    names = engine.task.answers
+    values = {name: np.concatenate([found[place][name] for place in answered]) for name in names}
+    return rows[answered], values
+
+
 def answers_of(
-    engine: Engine, sample: Sample, rows: npt.NDArray[np.int64], budget: BatchBudget
+    engine: Engine,
+    sample: Sample,
+    rows: npt.NDArray[np.int64],
+    budget: BatchBudget,
+    is_over: Callable[[], bool] = lambda: False,
 ) -> dict[str, npt.NDArray[Any]]:
-    """An engine's answers to these requests, longest first; rows that fail are NaN, their labels -1."""
+    """An engine's answers to these requests, in their order; rows that fail are NaN, their labels -1.
+
+    `is_over` is asked before every batch; where it says so, raises TimeIsUp.
+    """
     values = {}
     for name, field in engine.task.answers.items():
         is_float = np.issubdtype(field.dtype, np.floating)
         filling = np.nan if is_float else -1
         values[name] = np.full((len(rows), *field.shape), filling, dtype=field.dtype)
-    for batch, answers in engine.stream(cut(sample, rows, budget)):
+
+    def feed() -> Iterator[Batch]:
+        for batch in cut(sample, rows, budget):
+            if is_over():
+                raise TimeIsUp("there was no time left to compare its answers")
+            yield batch
+
+    for batch, answers in engine.stream(feed()):
         if answers.error is None:
             for name, found in answers.values.items():
                 values[name][batch.indices] = found

@@ -5,13 +5,14 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from typing import Any
 
 from batchinfer.config import RunConfig
 from batchinfer.tuning.display import LiveTable, LogTable, SilentTable
 from batchinfer.tuning.plot import check_plot_path, curve_of, write_plot
 from batchinfer.tuning.result import TuneReport, next_command
-from batchinfer.tuning.tune import tune
+from batchinfer.tuning.tune import require_writable, tune
 
 
 def run_tune(
@@ -25,10 +26,11 @@ def run_tune(
 ) -> TuneReport:
     """Tune, show it as it goes on, and draw the plot; `command`: inputs, flags and file, as given.
 
-    Raises what `tune` raises, and UsageError for a plot that cannot be drawn.
+    Raises what `tune` raises, and UsageError or StorageError for a plot that cannot be drawn.
     """
     if plot is not None:
         check_plot_path(plot)
+        require_writable(Path(plot), "the plot", "name another with --plot")
     table = LiveTable() if shows_table else LogTable() if shows_lines else SilentTable()
     with closing(table):
         report = tune(config, max_seconds=max_seconds, listener=table)

@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import logging
 from contextlib import suppress
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from batchinfer.profiles import Trial
 from batchinfer.tuning.result import TABLE_HEAD, row_of
+
+if TYPE_CHECKING:
+    from rich.console import Console
 
 log = logging.getLogger("batchinfer")
 
@@ -39,6 +42,18 @@ class LogTable:
         """Nothing to take down."""
 
 
+def _log_above(console: Console) -> list[tuple[logging.StreamHandler[Any], Any]]:
+    """Let what is logged go above what the console keeps at its end; the handlers' streams before."""
+    from rich.file_proxy import FileProxy
+
+    before = []
+    for handler in log.handlers:
+        if isinstance(handler, logging.StreamHandler):
+            stream = handler.setStream(FileProxy(console, handler.stream))
+            before.append((handler, stream))
+    return before
+
+
 class LiveTable:
     """A table on a terminal's stderr that grows with each setting."""
 
@@ -48,10 +63,10 @@ class LiveTable:
 
         self._trials: list[Trial] = []
         self._now = "reading a sample of the input"
-        self._live = Live(
-            get_renderable=self._table, console=Console(stderr=True), refresh_per_second=4
-        )
+        console = Console(stderr=True)
+        self._live = Live(get_renderable=self._table, console=console, refresh_per_second=4)
         self._live.start()
+        self._streams = _log_above(console)
 
     def trying(self, what: str) -> None:
         self._now = what
@@ -65,6 +80,8 @@ class LiveTable:
     def close(self) -> None:
         """Leave the table as it is."""
         self._now = ""
+        for handler, stream in self._streams:
+            handler.setStream(stream)
         with suppress(OSError):
             self._live.stop()
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from batchinfer.errors import StorageError, UsageError, one_line
 from batchinfer.profiles import Profile
-from batchinfer.tuning.verdicts import is_of
+from batchinfer.tuning.verdicts import OUT_OF_MEMORY, is_of
 
 EXTENSIONS = (".png", ".svg")
 #: Below this, bars say nothing that the figures beside them do not.
@@ -34,7 +34,7 @@ def curve_of(profile: Profile) -> list[Point]:
     found = {}
     for trial in profile.trials:
         a, b = trial.settings, chosen.settings
-        is_measured = trial.tokens_per_second > 0 and a.ceiling_tokens is None
+        is_measured = trial.tokens_per_second > 0 and trial.verdict != OUT_OF_MEMORY
         if (
             is_of(trial, chosen)
             and is_measured

@@ -74,7 +74,8 @@ class TuneReport:
         lines += [
             f"{chosen.tokens_per_second:,.0f} tokens/s, {milliseconds(chosen.latency)} a batch: about "
             f"{duration(needed)} for this input",
-            f"kept in {self.path}" if self.path else "kept nowhere (--profile none)",
+            f"measured in {duration(self.seconds)}, "
+            + (f"kept in {self.path}" if self.path else "kept nowhere (--profile none)"),
         ]
         if self.next_command:
             lines += ["", "next:", f"  {self.next_command}"]
@@ -114,7 +115,10 @@ def next_command(
     if config_file:
         words += ["--config", config_file]
     for name, value in flags.items():
-        flag = knob_of(name)["flag"] if name == "model" else flag_name(name)
+        is_knob = name in RunConfig.model_fields
+        flag = flag_name(name) if is_knob else f"--{name}"
+        if name == "model":
+            flag = knob_of(name)["flag"]
         if value is True:
             words.append(flag)
         elif value is False:

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,10 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.core import Chunk, ChunkId, InputFile, Int64Array, Position, Requests
+from batchinfer.errors import StorageError, one_line
 from batchinfer.plan import Plan
 from batchinfer.readers import ReadOptions, open_reader
-from batchinfer.readers.base import text_errors
+from batchinfer.readers.base import shown, text_errors
 from batchinfer.readers.parquet import open_parquet
 from batchinfer.readers.text import is_utf8
 from batchinfer.tasks.base import Task
@@ -31,6 +33,10 @@ PLACE_BYTES = 1 << 20
 MAX_WRONG_SHARE = 0.1
 #: English text has about so many bytes a token; only how much is read depends on it.
 BYTES_A_TOKEN = 4.0
+#: Rows that say how many tokens a row has, hence how many rows are wanted.
+FIRST_ROWS = 64
+#: A sample's rows have about so many bytes at most, with the columns that nobody looks at.
+MAX_BYTES = 256 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,11 +78,34 @@ def take_sample(plan: Plan, task: Task, encoder: Encoder, num_tokens: int) -> Sa
 
     Raises what reading raises: StorageError, JobMismatchError.
     """
-    a_row = max(1.0, min(plan.model.max_length, plan.row_bytes / BYTES_A_TOKEN))
-    chunk = sample_rows(plan, max(64, int(num_tokens / a_row)))
-    started = time.perf_counter()
-    requests = task.encode(chunk, encoder)
-    return as_sample(requests, time.perf_counter() - started)
+    seconds = 0.0
+
+    def encode(chunk: Chunk) -> Requests:
+        nonlocal seconds
+        started = time.perf_counter()
+        requests = task.encode(chunk, encoder)
+        seconds = time.perf_counter() - started
+        return requests
+
+    return as_sample(sample_requests(plan, num_tokens, encode), seconds)
+
+
+def sample_requests(
+    plan: Plan, num_tokens: int, encode: Callable[[Chunk], Requests], max_rows: int | None = None
+) -> Requests:
+    """About so many tokens of the job's input, as `encode` counts them in the first few rows.
+
+    The size of a row says little of its texts: they may be one column of many.
+    """
+    requests = encode(sample_rows(plan, FIRST_ROWS))
+    a_row = plan.row_bytes / BYTES_A_TOKEN
+    if len(requests):
+        a_row = float(requests.cost.mean())
+    most = max(FIRST_ROWS, int(MAX_BYTES / max(1.0, plan.row_bytes)))
+    wanted = min(math.ceil(num_tokens / max(1.0, a_row)), most, max_rows or most)
+    if wanted > FIRST_ROWS:
+        requests = encode(sample_rows(plan, wanted))
+    return requests
 
 
 def as_sample(requests: Requests, seconds: float) -> Sample:
@@ -150,11 +179,15 @@ def _starts_of_groups(file: InputFile) -> list[Position]:
 def _starts_of_lines(file: InputFile, max_line_bytes: int) -> Iterator[Position]:
     """The line that begins behind each of some evenly spaced offsets."""
     num = min(MAX_PLACES, file.size // PLACE_BYTES)
-    with Path(file.path).open("rb") as stream:
-        for index in range(1, num):
-            stream.seek(file.size * index // num)
-            if stream.readline(max_line_bytes).endswith(b"\n") and stream.tell() < file.size:
-                yield Position(0, stream.tell(), 0, 0)
+    try:
+        with Path(file.path).open("rb") as stream:
+            for index in range(1, num):
+                stream.seek(file.size * index // num)
+                if stream.readline(max_line_bytes).endswith(b"\n") and stream.tell() < file.size:
+                    yield Position(0, stream.tell(), 0, 0)
+    except OSError as error:
+        why = error.strerror or one_line(error)
+        raise StorageError(f"cannot be read: {why}", file=shown(file.path)) from None
 
 
 def _take(

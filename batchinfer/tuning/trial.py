@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -21,6 +21,9 @@ STABLE = 0.02
 HOPELESS = 0.8
 #: Windows of the sample, from long rows to short ones.
 MAX_WINDOWS = 4
+#: The first batch that an engine is calibrated by is this part of its budget, the next ones larger by
+#: this factor: a whole one of a slow model might take all of the time.
+_FIRST_PART, _GROWTH = 16, 4
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +31,7 @@ class Measured:
     """What a setting does: useful tokens a second, seconds a full batch, and how sure that is.
 
     `spread`: the middle half of the repetitions, as a share of their median. `ran_out`: of memory.
-    `is_hopeless`: too slow to be timed again.
+    `is_hopeless`: too slow to be timed again. `is_short`: timed less often than it takes to be believed.
     """
 
     tokens_per_second: float
@@ -36,6 +39,12 @@ class Measured:
     spread: float
     ran_out: bool = False
     is_hopeless: bool = False
+    is_short: bool = False
+
+
+def has_run_out(engine: Engine, budget: BatchBudget) -> bool:
+    """Whether memory did not suffice for batches of this budget: the engine splits them by now."""
+    return engine.ceiling_tokens is not None and engine.ceiling_tokens < budget.max_batch_tokens
 
 
 class Bench:
@@ -54,6 +63,8 @@ class Bench:
         self._before = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         self._windows = 1
         self._window_tokens = 0
+        #: Tokens a second of the engine that this was calibrated by; 0: not yet.
+        self.rate = 0.0
 
     @property
     def seconds_left(self) -> float:
@@ -65,53 +76,80 @@ class Bench:
         return 2 * self.seconds_left < self.seconds
 
     def calibrate(self, engine: Engine, budget: BatchBudget) -> None:
-        """Choose how much is answered in a repetition, by a batch of this budget."""
-        batch = self._batches(budget, 0, 1, 0, 1)[0]
-        self._answer([batch], engine)
-        seconds = self._answer([batch], engine)
-        tokens = REPETITION_SECONDS * batch.num_tokens / max(1e-9, seconds)
+        """Choose how much is answered in a repetition, by batches of up to this budget."""
+        size = max(1, budget.max_batch_tokens // _FIRST_PART)
+        while True:
+            part = BatchBudget(size, budget.max_batch_rows)
+            batch = self._batches(part, 0, 1, 0, 1)[0]
+            _, seconds = self._answer([batch], engine)
+            if seconds < REPETITION_SECONDS:  # else what the first one pays once is little of it
+                _, seconds = self._answer([batch], engine)
+            if size == budget.max_batch_tokens or 2 * seconds > REPETITION_SECONDS:
+                break
+            size = min(budget.max_batch_tokens, _GROWTH * size)
+        self.rate = batch.num_tokens / max(1e-9, seconds)
+        tokens = REPETITION_SECONDS * self.rate
         self._windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // budget.max_batch_tokens)))
         self._window_tokens = int(tokens / self._windows)
 
     def seconds_for(self, budget: BatchBudget, tokens_per_second: float) -> float:
         """About what measuring a setting takes that is as fast as this."""
         window = max(self._window_tokens, budget.max_batch_tokens)
-        a_repetition = min(self._windows * window, int(self._before[-1])) / max(
-            1.0, tokens_per_second
-        )
-        return (MIN_REPETITIONS + 1) * a_repetition
+        a_repetition = min(self._windows * window, int(self._before[-1]))
+        alone = min(budget.max_batch_tokens, a_repetition)
+        if a_repetition > alone:  # a batch is timed alone, too
+            a_repetition += alone
+        return (alone + MIN_REPETITIONS * a_repetition) / max(1.0, tokens_per_second)
 
-    def measure(self, engine: Engine, budget: BatchBudget, best: float = 0.0) -> Measured:
-        """Time an engine at a budget; `best` is the rate that it has to come near to."""
-        ceiling = engine.ceiling_tokens
+    def measure(
+        self, engine: Engine, budget: BatchBudget, best: float = 0.0, *, is_cold: bool = False
+    ) -> Measured:
+        """Time an engine at a budget; `best` is the rate that it has to come near to.
+
+        `is_cold`: the first repetition makes the kernels of its shapes, and is not counted.
+        """
         rates: list[float] = []
         latencies: list[float] = []
         last = 0.0
-        for turn in range(MAX_REPETITIONS):
+        for turn in range(-1 if is_cold else 0, MAX_REPETITIONS):
             if rates and self.clock() + last > self.deadline:
                 break
             began = self.clock()
-            batches = [
-                batch
-                for window in range(self._windows)
-                for batch in self._batches(
-                    budget, window, self._windows, turn, self._per_window(budget)
-                )
-            ]
+            batches = self._repetition(budget, max(0, turn))
             alone = batches[len(batches) // 2]
-            if not turn:
-                self._answer([alone], engine)
-            latencies.append(self._answer([alone], engine))
-            seconds = self._answer(batches, engine)
-            rates.append(sum(batch.num_tokens for batch in batches) / max(1e-9, seconds))
+            if turn < 0:
+                self._answer(batches, engine)
+                continue
+            if not turn and not is_cold:
+                _, seconds = self._answer([alone], engine)
+                if best and self.seconds_left < 0:
+                    return _summary([alone.num_tokens / max(1e-9, seconds)], [seconds])
+            answered, seconds = self._answer(batches, engine)
+            if answered < len(batches) and rates:  # the time is over; part of a repetition is none
+                break
+            latency = seconds / answered
+            if len(batches) > 1 and self.seconds_left > 0:
+                _, latency = self._answer([alone], engine)
+            latencies.append(latency)
+            tokens = sum(batch.num_tokens for batch in batches[:answered])
+            rates.append(tokens / max(1e-9, seconds))
             last = self.clock() - began
-            if engine.ceiling_tokens != ceiling:
+            if has_run_out(engine, budget):
                 return _summary(rates, latencies, ran_out=True)
             if not turn and rates[0] < HOPELESS * best:
                 return _summary(rates, latencies, is_hopeless=True)
             if len(rates) >= MIN_REPETITIONS and _spread(rates) < STABLE:
                 break
         return _summary(rates, latencies)
+
+    def _repetition(self, budget: BatchBudget, turn: int) -> list[Batch]:
+        """The batches of one repetition, from every window."""
+        num = self._per_window(budget)
+        windows = (
+            self._batches(budget, window, self._windows, turn, num)
+            for window in range(self._windows)
+        )
+        return [batch for window in windows for batch in window]
 
     def _per_window(self, budget: BatchBudget) -> int:
         """Batches of a window: as many as give about the same tokens at each budget."""
@@ -132,12 +170,22 @@ class Bench:
         rows = self.sample.order[first : int(np.searchsorted(self._before, start + 2 * size)) + 1]
         return cut(self.sample, rows, budget)[:num]
 
-    def _answer(self, batches: list[Batch], engine: Engine) -> float:
-        """The seconds that it takes to answer these."""
+    def _answer(self, batches: list[Batch], engine: Engine) -> tuple[int, float]:
+        """How many of these were answered before the time was over, at least one, and the seconds."""
+        answered = 0
+
+        def feed() -> Iterator[Batch]:
+            nonlocal answered
+            for batch in batches:
+                if answered and self.seconds_left < 0:
+                    return
+                answered += 1
+                yield batch
+
         started = self.clock()
-        for _ in engine.stream(batches):
+        for _ in engine.stream(feed()):
             pass
-        return self.clock() - started
+        return answered, self.clock() - started
 
 
 def _summary(
@@ -149,6 +197,7 @@ def _summary(
         spread=_spread(rates),
         ran_out=ran_out,
         is_hopeless=is_hopeless,
+        is_short=len(rates) < MIN_REPETITIONS,
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tempfile
 import time
 from collections.abc import Callable
 from datetime import UTC, datetime
@@ -10,16 +11,17 @@ from pathlib import Path
 from batchinfer.config import RunConfig
 from batchinfer.engines import create_encoder, create_engine, kind_of_device
 from batchinfer.engines.base import Engine
-from batchinfer.errors import InputError
+from batchinfer.errors import InputError, StorageError, one_line
 from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
-from batchinfer.profiles import Profile, key_of
+from batchinfer.profiles import Profile, ProfileKey, key_of
 from batchinfer.tasks import create_task
 from batchinfer.tasks.base import Task
 from batchinfer.tuning.display import SilentTable
+from batchinfer.tuning.lab import Listener
 from batchinfer.tuning.result import TuneReport
 from batchinfer.tuning.sample import Sample, take_sample
-from batchinfer.tuning.search import Listener, Search
+from batchinfer.tuning.search import Search
 from batchinfer.tuning.trial import Bench
 
 #: Tokens of the sample: enough for several of the largest batches, and encoded in a second.
@@ -45,10 +47,14 @@ def tune(
     """
     began = clock()
     # Only the text columns are read, and an earlier profile must not decide anything.
-    update = {"profile": "none", "keep": ("none",), "output": ""}
+    update = {"profile": "none", "keep": ("none",)}
     plan, folder = make_plan(config.model_copy(update=update), is_rehearsal=True)
-    task = create_task(plan.model, plan.config.text_column, plan.config.text_pair_column)
     kind = kind_of_device(plan.config)
+    key = key_of(config, plan.model, kind)
+    path = _path(config, key)
+    if path is not None:
+        require_writable(path, "the profile", "name another with --profile")
+    task = create_task(plan.model, plan.config.text_column, plan.config.text_pair_column)
     sample = _sample(plan, task, folder, kind)
     bench = Bench(sample, began + max_seconds, clock)
     search = Search(
@@ -62,14 +68,13 @@ def tune(
     )
     found = search.run()
     profile = Profile(
-        key=key_of(config, plan.model, kind),
+        key=key,
         engine=found.chosen.engine,
         dtype=found.chosen.dtype,
         settings=found.chosen.settings,
         trials=found.trials,
         created=datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     )
-    path = _path(config, profile)
     if path is not None:
         profile.write(path)
     return TuneReport(
@@ -96,7 +101,24 @@ def _sample(plan: Plan, task: Task, folder: Path | None, kind: str) -> Sample:
     return sample
 
 
-def _path(config: RunConfig, profile: Profile) -> Path | None:
+def require_writable(path: Path, what: str, advice: str) -> None:
+    """See that a file can be written there, before anything is measured. Raises StorageError.
+
+    Its folder is made where there is none.
+    """
+    why = "is a folder" if path.is_dir() else ""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Asking for permission is not enough: root has it on a disk that takes no writes.
+        with tempfile.TemporaryFile(dir=path.parent) as file:
+            file.write(b"0")
+    except OSError as error:
+        why = error.strerror or one_line(error)
+    if why:
+        raise StorageError(f"{what} cannot be written: {why}", file=str(path), advice=advice)
+
+
+def _path(config: RunConfig, key: ProfileKey) -> Path | None:
     if config.profile == "none":
         return None
-    return profile.key.path if config.profile == "auto" else Path(config.profile)
+    return key.path if config.profile == "auto" else Path(config.profile)

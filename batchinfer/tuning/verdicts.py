@@ -9,16 +9,22 @@ from batchinfer.tuning.trial import HOPELESS, Measured
 #: A setting replaces a simpler one where it is faster by this share; of the budgets, the smallest
 #: within it of the best is chosen: less memory, and shorter waits.
 NEAR = 0.02
+OUT_OF_MEMORY = "out of memory"
 
 
-def verdict_of(measured: Measured, agreement: Agreement | None) -> str:
-    """What keeps a setting from being chosen, in a few words; "" where nothing does."""
+def verdict_of(measured: Measured, agreement: Agreement | None, *, is_rival: bool) -> str:
+    """What keeps a setting from being chosen, in a few words; "" where nothing does.
+
+    `is_rival`: there is another one that may be chosen.
+    """
     if agreement is not None and agreement.complaint:
         return f"answers differ: {agreement.complaint}"
     if measured.ran_out:
-        return "out of memory"
+        return OUT_OF_MEMORY
     if measured.is_hopeless:
         return f"below {HOPELESS:.0%} of the best"
+    if measured.is_short and is_rival:
+        return "time was over before it was timed often enough"
     return ""
 
 
@@ -61,11 +67,9 @@ def rate_at(trial: Trial) -> str:
     return f"{trial.settings.max_batch_tokens:,}: {trial.tokens_per_second:,.0f} tokens/s"
 
 
-def value_of(what: str, trial: Trial) -> str:
-    """A trial's place on one coordinate: attention, threads or compilation."""
+def value_of(what: str, trial: Trial, usual_threads: int) -> str:
+    """A trial's place on one coordinate: attention or threads."""
     settings = trial.settings
     if what == "attention":
         return settings.attention or "auto"
-    if what == "threads":
-        return "all" if settings.threads is None else str(settings.threads)
-    return "on" if settings.compile else "off"
+    return f"{usual_threads} (the default)" if settings.threads is None else str(settings.threads)

@@ -113,15 +113,34 @@ def test_the_neighbours_of_a_row_do_not_change_its_answer(made_model: Made) -> N
     )
 
 
-def test_a_packed_batch_holds_no_padding_and_says_where_rows_begin(made_model: Made) -> None:
-    inputs = engine_of(made_model("roberta"), attention="packed", device="cpu")._inputs(
-        batch_of(3, 2, 1)
-    )
-    assert inputs["input_ids"].tolist() == [[6, 7, 8, 9, 10, 11]]
-    assert inputs["position_ids"].tolist() == [[2, 3, 4, 2, 3, 2]]  # behind RoBERTa's padding
-    assert inputs["cu_seq_lens_q"].tolist() == [0, 3, 5, 6]
-    assert inputs["max_length_q"] == 3
+def test_a_packed_batch_says_where_rows_begin_and_is_filled_up_to_a_number_that_recurs(
+    made_model: Made,
+) -> None:
+    engine = engine_of(made_model("roberta"), attention="packed", device="cpu")
+    inputs = engine._inputs(batch_of(3, 2, 1))
+    assert inputs["input_ids"].tolist() == [[6, 7, 8, 9, 10, 11, *[engine.pad_token_id] * 58]]
+    # behind RoBERTa's padding
+    assert inputs["position_ids"][0, :8].tolist() == [2, 3, 4, 2, 3, 2, 2, 3]
+    assert inputs["cu_seq_lens_q"].tolist() == [0, 3, 5, 6, 64]
+    assert inputs["max_length_q"] == 58
     assert "attention_mask" not in inputs
+    full = engine._inputs(batch_of(40, 24))
+    assert full["cu_seq_lens_q"].tolist() == [0, 40, 64]
+    assert full["max_length_q"] == 40
+
+
+def test_what_fills_a_batch_is_in_no_answer(made_model: Made) -> None:
+    for head, task in (("Model", "embed"), (HEAD, "classify")):
+        engine = engine_of(made_model("bert", head), task, attention="packed", device="cpu")
+        for value in engine._forward(batch_of(3, 2, 1)).values():
+            assert len(value) == 3
+        assert len(engine._outputs(batch_of(3, 2, 1))) == 3
+
+
+def test_the_canary_has_rows_of_one_length(made_model: Made) -> None:
+    lengths = [len(row.fields["input_ids"]) for row in engine_of(made_model("bert"))._sample_rows()]
+    assert lengths == sorted(lengths, reverse=True)
+    assert len(set(lengths)) < len(lengths), "groups of one length are what a CPU attends to"
 
 
 def test_a_cpu_packs_where_it_can_unless_told_otherwise(
@@ -171,12 +190,12 @@ def test_a_model_that_sees_across_rows_is_caught_at_the_start_and_padded(
     task = "embed" if head == "Model" else "classify"
     expected = ask(folder, TEXTS, task=task, attention="sdpa")
     monkeypatch.setattr(attention, "_by_length", no_neighbourhood)
-    with pytest.raises(UsageError, match="packed answers differ by"):
+    with pytest.raises(UsageError, match="packed attention changes the answers by"):
         engine_of(folder, task, attention="packed", device="cpu")
     with caplog.at_level(logging.WARNING):
         engine = engine_of(folder, task, device="cpu")
     assert not engine.is_packed
-    assert "rows are padded, not packed: packed answers differ by" in caplog.text
+    assert "rows are padded, not packed: packed attention changes the answers by" in caplog.text
     # and it answers as ever: the hook and the implementation of the attempt do no harm
     requests = engine.task.encode(expected.chunk, make_encoder(folder, engine.task.spec))
     [batch] = make_batches(expected.chunk.id, requests, BatchBudget(10**6, 10**4))
@@ -199,7 +218,7 @@ def test_other_ways_to_be_wrong_are_caught_too(
     else:
         task, folder = "classify", made_model("bert", HEAD, num_labels=3)
         monkeypatch.setattr(attention, "_hand_one_state_a_row", lambda *a: None)
-    with pytest.raises(UsageError, match="packed (answers differ by|attention fails)"):
+    with pytest.raises(UsageError, match="packed attention (changes the answers by|fails)"):
         engine_of(folder, task, attention="packed", device="cpu")
 
 

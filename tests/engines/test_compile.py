@@ -52,7 +52,19 @@ def test_a_compiled_model_that_answers_otherwise_is_refused(
         assert isinstance(last.weight, torch.Tensor)
         last.weight.data[0] *= 2
 
-    with pytest.raises(UsageError, match=r"the compiled model's answers differ by 0\.\d+ from its"):
+    with pytest.raises(UsageError, match=r"the compiled model changes the answers by 0\.\d+"):
+        compiled(made_model, monkeypatch, miscompile)
+
+
+def test_a_compiled_model_that_answers_nan_is_refused(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def miscompile(model: nn.Module, **options: Any) -> None:
+        last = model.get_submodule("encoder.layer.1.output.LayerNorm")
+        assert isinstance(last.weight, torch.Tensor)
+        last.weight.data[0] = torch.nan
+
+    with pytest.raises(UsageError, match="the compiled model changes the answers by nan"):
         compiled(made_model, monkeypatch, miscompile)
 
 

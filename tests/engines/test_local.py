@@ -193,7 +193,7 @@ def test_nothing_is_printed_on_the_way(
 def test_a_batch_too_large_for_memory_is_split_and_the_size_is_remembered(
     made_model: Made, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    engine = engine_of(made_model("bert"), "embed", device="cpu")
+    engine = engine_of(made_model("bert"), "embed", device="cpu", attention="sdpa")
     whole = engine.answer(batch_of(*[4] * 16)).values["embedding"]
     sizes, forward = [], engine.task.forward
 

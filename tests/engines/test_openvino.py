@@ -9,6 +9,7 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -531,3 +532,26 @@ def test_nothing_is_told_to_openvinos_telemetry(cli: Cli, tmp_path: Path) -> Non
     alone = f"import sys; sys.path.insert(0, {str(tmp_path / 'path')!r}); import openvino"
     subprocess.run([sys.executable, "-c", alone], check=True)
     assert (tmp_path / "told").exists(), "OpenVINO alone would have imported it"
+
+
+def test_an_export_for_short_rows_is_not_one_for_rows_beyond_what_is_compared(
+    made_model: Made,
+) -> None:
+    spec, _ = describe(str(made_model("bert")), task="embed")
+    facts = [
+        openvino._facts(create_task(replace(spec, max_length=length), "text", None), False)
+        for length in (64, 1024, 1025, 8192)
+    ]
+    assert facts[0] != facts[1] != facts[2]
+    assert facts[2] == facts[3]
+
+
+def test_memory_that_runs_out_decides_nothing_about_an_export(
+    made_model: Made, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_: Any) -> Any:
+        raise RuntimeError("std::bad_alloc")
+
+    monkeypatch.setattr(openvino, "_trace", run_out)
+    with pytest.raises(ModelError, match="out of memory while it was exported"):
+        engine_of(made_model("bert", hidden_size=128), task="embed")

@@ -1,0 +1,61 @@
+"""What a job has to do with on this machine, asked without importing anything heavy."""
+
+from __future__ import annotations
+
+import math
+import os
+import platform
+from pathlib import Path
+
+#: Instructions that decide which precision and engine are fastest, as Linux names them.
+_INSTRUCTIONS = (
+    *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"),
+    *("asimdhp", "sve", "sve2", "bf16", "i8mm"),
+)
+
+
+def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The cores that this process may use: by its affinity, and by the quota of its container.
+
+    A container that may use 2 of 64 cores shows all 64; as many threads would wait for each other.
+    """
+    try:
+        cores = len(os.sched_getaffinity(0))
+    except AttributeError:  # macOS
+        cores = os.cpu_count() or 1
+    try:
+        quota, period = (cgroup / "cpu.max").read_text().split()
+        cores = min(cores, max(1, math.ceil(int(quota) / int(period))))
+    except (OSError, ValueError):  # "max": no quota; or an older system
+        pass
+    return cores
+
+
+def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:
+    """This CPU's architecture and, on Linux, its model and what it has of the instructions that count.
+
+    The model alone does not tell CPUs apart: a virtual machine may name any, and hide any instruction.
+    """
+    facts: dict[str, str] = {}
+    try:
+        with cpuinfo.open(encoding="utf-8", errors="replace") as file:
+            for line in file:
+                name, colon, value = line.partition(":")
+                if not colon:  # the first processor ends here; the others are alike
+                    break
+                facts[name.strip()] = value.strip()
+    except OSError:
+        pass
+    names = [facts[name] for name in ("model name", "CPU implementer", "CPU part") if name in facts]
+    has = {*facts.get("flags", "").split(), *facts.get("Features", "").split()}
+    return " ".join([platform.machine(), *names, *(name for name in _INSTRUCTIONS if name in has)])
+
+
+def cache_folder() -> Path:
+    """Where what can be made again is kept for the user: batchinfer, below `$XDG_CACHE_HOME` or `~/.cache`.
+
+    Raises RuntimeError where the user has no home.
+    """
+    stated = os.environ.get("XDG_CACHE_HOME", "")
+    root = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
+    return root / "batchinfer"
