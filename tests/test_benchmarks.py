@@ -12,12 +12,17 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from benchmarks import tables
-from benchmarks.peers import figures
-from benchmarks.peers.contest import Contest, FailedError, Rival, read_answers
-from benchmarks.peers.contestants import KINDS, planned
-from benchmarks.peers.entries import ENTRIES, REFERENCE, Entry, chosen
+from batchinfer.config import RunConfig
+from batchinfer.core import ModelSpec
+from batchinfer.profiles import Profile, Settings, key_of
+from benchmarks import sweep, tables
+from benchmarks.peers import contest, figures
+from benchmarks.peers.__main__ import parse
+from benchmarks.peers.contest import Contest, Rival, read_answers
+from benchmarks.peers.contestants import KINDS, computed_tokens, planned, width_of
+from benchmarks.peers.entries import CEILINGS, CORE, ENTRIES, REFERENCE, Entry, chosen
 from benchmarks.peers.material import STRETCH, read_corpus, stretches, write_rows
+from benchmarks.peers.search import FailedError, Setting, search
 
 MINILM = {"hidden_size": 384, "intermediate_size": 1536, "num_hidden_layers": 6}
 
@@ -88,9 +93,11 @@ def test_every_comparison_is_between_contestants_of_its_task() -> None:
     for pair in figures.COMPARISONS:
         names = {entry.name for entry in ENTRIES[pair.task]}
         assert {pair.ours, pair.theirs} <= names
-    for entry in [REFERENCE, *ENTRIES["embed"], *ENTRIES["classify"]]:
+    for entry in [REFERENCE, CEILINGS, *ENTRIES["embed"], *ENTRIES["classify"]]:
         assert entry.kind in KINDS
         assert all(setting["dtype"] in figures.BOUNDS for setting in entry.settings)
+        for setting in entry.settings:
+            assert all(setting[name] in values for name, values in entry.choices.items())
 
 
 def test_contestants_are_chosen_by_pattern() -> None:
@@ -98,6 +105,55 @@ def test_contestants_are_chosen_by_pattern() -> None:
         "openvino bf16",
         "openvino float32",
     ]
+
+
+def test_core_stands_for_those_that_most_goals_are_about() -> None:
+    assert [entry.name for entry in chosen("embed", ["core"])] == list(CORE)
+    both = [entry.name for entry in chosen("embed", ["core", "naive*"])]
+    assert both == [*CORE, "naive loop"]
+
+
+def test_everyone_answers_3000_rows_or_more_unless_told_otherwise() -> None:
+    options = parse(["--corpus", "a.jsonl", "--out", "b.json"])
+    assert (options.rows, options.slow_rows) == (4000, 3000)
+
+
+def test_a_search_goes_on_until_no_coordinate_is_quicker() -> None:
+    """Width 16 pays only with the larger budget, which comes after it: one pass would miss it."""
+
+    def attempt(setting: Setting) -> float:
+        asked.append(setting)
+        return {(1, 4): 9.0, (16, 4): 12.0, (1, 8): 6.0, (16, 8): 3.0}[
+            setting["width"], setting["budget"]
+        ]
+
+    asked: list[Setting] = []
+    trials = search([{"width": 1, "budget": 4}], {"width": (1, 16), "budget": (4, 8)}, attempt)
+    best = min(trials, key=lambda trial: trial.seconds)
+    assert best.to_json() == {"setting": {"width": 16, "budget": 8}, "seconds": 3.0}
+    assert len(asked) == 4
+
+
+def test_settings_that_are_close_are_tried_once_more_and_not_a_third_time() -> None:
+    times = {1: [2.0, 1.9], 8: [2.1, 1.0], 16: [3.0]}
+    trials = search(
+        [{"batch": size} for size in times],
+        {"batch": tuple(times)},
+        lambda setting: times[setting["batch"]].pop(0),
+    )
+    assert [trial.seconds for trial in trials] == [1.9, 1.0, 3.0]
+    assert times == {1: [], 8: [], 16: []}
+
+
+def test_a_setting_that_fails_is_none_and_the_reason_is_kept() -> None:
+    def attempt(setting: Setting) -> float:
+        if setting["streams"] == 1:
+            raise FailedError("no such stream")
+        return 1.0
+
+    failed, right = search([{"streams": 1}], {"streams": (1, 2)}, attempt)
+    assert failed.to_json() == {"setting": {"streams": 1}, "failed": "no such stream"}
+    assert right.seconds == 1.0
 
 
 @pytest.mark.parametrize(
@@ -187,6 +243,57 @@ def test_sorted_batches_hold_every_row_once_within_the_budget() -> None:
     assert all(len(rows) * lengths[rows].max() <= 2048 for rows in batches)
 
 
+def test_rounded_widths_are_within_the_budget_and_no_longer_than_rows_may_be() -> None:
+    lengths = np.random.default_rng(0).integers(1, 513, 300)
+    batches = list(planned(lengths, 2048, 16))
+    assert sorted(np.concatenate(batches)) == list(range(300))
+    assert all(len(rows) * width_of(int(lengths[rows].max()), 16) <= 2048 for rows in batches)
+    assert [width_of(n, 16) for n in (5, 33, 60, 64, 509)] == [5, 33, 64, 64, 512]
+
+
+def test_peers_may_round_widths_as_batchinfers_own_engine_does() -> None:
+    for longest in range(1, 513):
+        rows = np.array([longest, 1])
+        assert computed_tokens("openvino", [rows]) == 2 * width_of(longest, 16)
+
+
+def test_a_packed_batch_computes_its_tokens_and_what_fills_it_up() -> None:
+    rows = np.array([50, 10, 3])
+    assert computed_tokens("local", [rows, np.array([64])]) == 64 + 64
+    assert computed_tokens("local", [np.array([512] * 7)]) == 512 * 7
+
+
+def test_others_have_their_share_of_all_cores_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: 64)
+    assert contest.share_of_others(seconds=32.0, wall_seconds=10.0) == 0.05
+    assert contest.share_of_others(seconds=-1.0, wall_seconds=10.0) == 0.0
+
+
+def test_nothing_that_the_user_or_another_has_kept_is_found(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[dict[str, str]] = []
+
+    def spawn(*arguments: Any, env: dict[str, str], **others: Any) -> Any:
+        seen.append(env)
+
+    monkeypatch.setattr("subprocess.Popen", spawn)
+    rivals = [
+        Rival(Entry(name, "loop", [{"dtype": "float32"}]), tmp_path, "embed", tmp_path, 1.0)
+        for name in ("one", "other")
+    ]
+    for rival in rivals:
+        rival.cache.mkdir(parents=True)
+        (rival.cache / "kept").touch()
+        rival.forget()
+        rival.spawn()
+    folders = [Path(env["XDG_CACHE_HOME"]) for env in seen]
+    assert len(set(folders)) == 2
+    assert all(path.is_relative_to(tmp_path) and not path.exists() for path in folders)
+
+
 def write_vectors(path: Path, ids: list[int], vectors: Any) -> None:
     column = pa.FixedSizeListArray.from_arrays(pa.array(vectors.reshape(-1)), vectors.shape[1])
     pq.write_table(pa.table({"id": ids, "embedding": column}), path)
@@ -264,6 +371,40 @@ def test_of_two_runs_on_one_kind_of_machine_the_later_counts(tmp_path: Path) -> 
     docs = "\n".join(tables.in_docs(machines))
     assert "1,000" in docs
     assert "| 10 | 10-10 |" not in docs
+
+
+def test_of_two_runs_of_a_day_the_later_counts_whatever_their_names(tmp_path: Path) -> None:
+    slow, quick = (result(seconds) for seconds in (100.0, 1.0))
+    later = run_of("2026-02-01T15:00:00Z", batchinfer_bf16=quick)
+    earlier = run_of("2026-02-01T09:00:00Z", batchinfer_bf16=slow)
+    docs = "\n".join(tables.in_docs(written(tmp_path, a=later, b=earlier)))
+    assert "| 1,000 |" in docs
+    assert "| 10 | 10-10 |" not in docs
+
+
+def test_a_comparison_that_has_another_name_by_now_is_left_out(tmp_path: Path) -> None:
+    run = run_of("2026-01-01", batchinfer_bf16=result(1.0), naive_loop=result(10.0))
+    ratios = run["sections"]["minilm embed"]["ratios"]
+    ratios.append({**ratios[0], "theirs": "an old name"})
+    docs = "\n".join(tables.in_docs(written(tmp_path, run=run)))
+    assert docs.count("| **10 ×** |") == 1
+
+
+@pytest.mark.parametrize("engine", ["local", "openvino"])
+def test_what_tune_leaves_open_is_a_point_of_the_sweep(
+    engine: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: True)
+    spec = ModelSpec(name="m", identity="", architecture="BertModel", task="embed", max_length=512)
+    profile = Profile(
+        key=key_of(RunConfig(inputs=("a",), model="m"), spec, "cpu"),
+        engine=engine,
+        dtype="bfloat16",
+        settings=Settings(max_batch_tokens=4096),
+        trials=(),
+        created="2026-01-31T12:00:00Z",
+    )
+    assert sweep.setting_of(profile) in sweep.settings()
 
 
 def test_without_results_the_readme_says_nothing_and_the_docs_say_so(tmp_path: Path) -> None:

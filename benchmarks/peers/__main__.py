@@ -16,9 +16,9 @@ from pathlib import Path
 from typing import Any
 
 import benchmarks.peers
+from batchinfer.machine import usable_cores
 from benchmarks.peers.contest import ENVIRONMENT, ROOT, WARM_ROWS, Contest, Rival
-from benchmarks.peers.contestants import cores
-from benchmarks.peers.entries import ENTRIES, chosen
+from benchmarks.peers.entries import CORE, ENTRIES, chosen
 from benchmarks.peers.material import (
     MODELS,
     STRETCH,
@@ -61,7 +61,7 @@ def main() -> None:
         )
     record: dict[str, Any] = {
         "kind": "peers",
-        "made": time.strftime("%Y-%m-%d", time.gmtime()),
+        "made": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "machine": machine(),
         "versions": versions(),
         "revision": revision(),
@@ -73,7 +73,7 @@ def main() -> None:
         "sections": {},
     }  # fmt: skip
     with tempfile.TemporaryDirectory(prefix="peers-") as name:
-        work = options.work or Path(name)
+        work = (options.work or Path(name)).resolve()  # the contestants run in another folder
         for model in options.models:
             for task in options.tasks:
                 entries = chosen(task, options.cases)
@@ -86,7 +86,7 @@ def main() -> None:
     print(f"{options.out}: {len(record['sections'])} sections; next: python -m benchmarks.tables")
 
 
-def parse() -> argparse.Namespace:
+def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.peers",
         description=benchmarks.peers.__doc__,
@@ -104,13 +104,14 @@ def parse() -> argparse.Namespace:
     add("--models", type=names(MODELS), default=list(MODELS), help="minilm,bert-base")
     add("--tasks", type=names(tuple(ENTRIES)), default=list(ENTRIES), help="embed,classify")
     add("--cases", type=lambda text: text.split(","), default=["*"], metavar="PATTERN,…",
-        help="contestants by name, such as 'batchinfer*,openvino bf16'")  # fmt: skip
+        help="contestants by name, such as 'batchinfer*,openvino bf16'; core: "
+        + ", ".join(CORE))  # fmt: skip
     add("--rounds", type=int, default=3)
     add("--rows", type=int, default=4000, help="texts of the usual contestants")
     add(
         "--slow-rows",
         type=int,
-        default=1000,
+        default=3000,
         help="texts of the slow ones: the first of all, or as many",
     )
     add("--float32-on-few", type=names(MODELS), default=["bert-base"],
@@ -126,7 +127,7 @@ def parse() -> argparse.Namespace:
     add("--patience", type=float, default=3600.0, help="seconds that one answer may take")
     add("--seed", type=int, default=0)
     add("--work", type=Path, help="keep models and texts in this folder [default: a temporary one]")
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def names(known: Sequence[str]) -> Any:
@@ -175,16 +176,12 @@ def hold(
     record: dict[str, Any],
 ) -> None:
     """Round after round, at least one, while there is time."""
-    try:
-        for number in range(options.rounds):
-            if number and clock.is_over:
-                break
-            print(f" round {number + 1}", flush=True)
-            contest.round(rivals)
-            save(options.out, record)
-    finally:
-        for rival in [*rivals, contest.ceilings]:
-            rival.close()
+    for number in range(options.rounds):
+        if number and clock.is_over:
+            break
+        print(f" round {number + 1}", flush=True)
+        contest.round(rivals)
+        save(options.out, record)
 
 
 def save(path: Path, record: dict[str, Any]) -> None:
@@ -214,7 +211,7 @@ def machine() -> dict[str, Any]:
         pass  # not Linux
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     return {
-        "cpu": cpu, "cores": cores(), "flags": flags, "memory_gib": round(memory, 1),
+        "cpu": cpu, "cores": usable_cores(), "flags": flags, "memory_gib": round(memory, 1),
         "system": f"{platform.system()} {platform.machine()}", "python": platform.python_version(),
     }  # fmt: skip
 

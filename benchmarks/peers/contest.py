@@ -5,10 +5,12 @@ from __future__ import annotations
 import json
 import os
 import selectors
+import shutil
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -17,12 +19,12 @@ import numpy as np
 import pyarrow.dataset as ds
 
 from benchmarks.peers import figures
-from benchmarks.peers.contestants import cores
-from benchmarks.peers.entries import REFERENCE, Entry
+from benchmarks.peers.entries import CEILINGS, REFERENCE, Entry
 from benchmarks.peers.material import token_counts
+from benchmarks.peers.search import FailedError, search
 
 ROOT = Path(__file__).resolve().parents[2]
-#: Rows that a contestant answers once before a setting is tried.
+#: Rows that a contestant answers in a fresh process before it is timed there.
 WARM_ROWS = 16
 #: Without a network and without a word; how many threads is every library's own choice.
 ENVIRONMENT = {
@@ -31,13 +33,12 @@ ENVIRONMENT = {
 }  # fmt: skip
 
 
-class FailedError(Exception):
-    """A contestant cannot take part, or no longer."""
-
-
 @dataclass
 class Rival:
-    """A contestant's process, and what is known of it."""
+    """A contestant, its process while it has one, and what is known of it.
+
+    `setting` is what it is loaded with; `result["setting"]` also has what it decided itself.
+    """
 
     entry: Entry
     model: Path
@@ -45,6 +46,7 @@ class Rival:
     work: Path
     patience: float
     process: subprocess.Popen[str] | None = None
+    setting: dict[str, Any] = field(default_factory=dict)
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -55,47 +57,55 @@ class Rival:
     def is_in(self) -> bool:
         return "failed" not in self.result
 
-    def start(self, warm: Path, search: Path) -> None:
-        """Find the quickest setting in one process; then load it in a fresh one.
-
-        `start_seconds` counts from the start of that process to the end of loading.
-        """
-        settings = [dict(setting) for setting in self.entry.settings]
-        if len(settings) > 1:
-            self.spawn()
-            tried = self.ask(
-                **self.named,
-                settings=settings,
-                warm=str(warm),
-                source=str(search),
-                output=str(self.output),
-            )["tried"]
-            self.close()
-            found = [one for one in tried if "seconds" in one]
-            if not found:
-                raise FailedError(tried[0]["failed"])
-            settings = [min(found, key=lambda one: float(one["seconds"]))["setting"]]
-            self.result["tried"] = tried
-        began = time.perf_counter()
-        self.spawn()
-        self.ask(**self.named, setting=settings[0])
-        self.result |= {"setting": settings[0], "start_seconds": time.perf_counter() - began}
-
     @property
-    def named(self) -> dict[str, str]:
-        return {"kind": self.entry.kind, "model": str(self.model), "task": self.task}
+    def cache(self) -> Path:
+        """Its XDG_CACHE_HOME: nothing of the user's is used, and nobody finds what another has made."""
+        return self.work.resolve() / "caches" / self.output.name
+
+    def choose(self, warm: Path, source: Path) -> None:
+        """Find the quickest setting, each trial in a process of its own. Raises FailedError without any."""
+
+        def attempt(setting: Mapping[str, Any]) -> float:
+            with self.loaded(setting):
+                self.go(warm)
+                return float(self.go(source)["seconds"])
+
+        self.setting = dict(self.entry.settings[0])
+        if len(self.entry.settings) > 1 or self.entry.choices:
+            trials = search(self.entry.settings, self.entry.choices, attempt)
+            best = min(trials, key=lambda trial: trial.seconds)
+            if best.failed:
+                raise FailedError(best.failed)
+            self.setting = dict(best.setting)
+            self.result["tried"] = [trial.to_json() for trial in trials]
+
+    def forget(self) -> None:
+        """Remove what it has kept: the next loading is like the first one on a machine."""
+        shutil.rmtree(self.cache, ignore_errors=True)
+
+    @contextmanager
+    def loaded(self, setting: Mapping[str, Any]) -> Iterator[None]:
+        """A fresh process with the model loaded; it ends with the block. Raises FailedError."""
+        self.spawn()
+        try:
+            self.ask(
+                kind=self.entry.kind, model=str(self.model), task=self.task, setting=dict(setting)
+            )
+            yield
+        finally:
+            self.close()
 
     def spawn(self) -> None:
-        with self.output.with_suffix(".log").open("w") as log:
+        with self.output.with_suffix(".log").open("a") as log:
             self.process = subprocess.Popen(
                 [sys.executable, "-m", "benchmarks.peers.child"],
                 stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=log, text=True, cwd=ROOT,
-                env={**os.environ, **ENVIRONMENT},
+                env={**os.environ, **ENVIRONMENT, "XDG_CACHE_HOME": str(self.cache)},
             )  # fmt: skip
 
-    def go(self, source: Path, **more: Any) -> dict[str, Any]:
-        """Answer a file, with `more` settings than it was loaded with."""
-        return self.ask(source=str(source), output=str(self.output), more=more)
+    def go(self, source: Path) -> dict[str, Any]:
+        """Answer a file."""
+        return self.ask(source=str(source), output=str(self.output))
 
     def ask(self, **message: Any) -> dict[str, Any]:
         """Send a message and wait for the reply. Raises FailedError."""
@@ -117,10 +127,6 @@ class Rival:
             raise FailedError(reply["failed"])
         return reply
 
-    def fail(self, why: str) -> None:
-        self.result["failed"] = why
-        self.close()
-
     def close(self) -> None:
         if self.process is not None:
             self.process.kill()
@@ -130,7 +136,13 @@ class Rival:
 
 @dataclass
 class Contest:
-    """A model and a task: contestants, the texts, and what right answers are."""
+    """A model and a task: contestants, the texts, and what right answers are.
+
+    Whoever is timed gets a fresh process for it, loads, and answers a few rows first. Libraries keep
+    kernels for shapes that they have met, some by model, some by process; a batchinfer run loads its
+    model itself, so that in a process that goes on it would have met all shapes before with the one
+    engine, and none with the other.
+    """
 
     name: str
     task: str
@@ -149,7 +161,11 @@ class Contest:
     budgets: dict[str, int | None] = field(default_factory=dict)
 
     def prepare(self, entries: Sequence[Entry]) -> list[Rival]:
-        """Start everyone, and let them answer the rows that are checked: who is wrong is out."""
+        """Find everyone's setting, and let them answer the rows that are checked: who is wrong is out.
+
+        `start_seconds` counts from the start of a process to the end of loading, nothing being kept from
+        an earlier one: exporting is in it.
+        """
         counts = token_counts(self.model, self.texts)
         config = json.loads((self.model / "config.json").read_text())
         self.tokens = {
@@ -174,46 +190,52 @@ class Contest:
                 "rows": self.num_few if self.rows_of(rival) == "few" else len(counts),
             }
             try:
-                rival.start(self.files["warm"], self.search_file(rival.entry))
-                reply = rival.go(self.files["check"])
+                rival.forget()
+                rival.choose(self.files["warm"], self.search_file(rival.entry))
+                rival.forget()
+                began = time.perf_counter()
+                with rival.loaded(rival.setting):
+                    started = time.perf_counter() - began
+                    reply = rival.go(self.files["check"])
                 # batchinfer loads in each run; the first time, with all that it imports
-                rival.result["start_seconds"] += reply.get("load_seconds", 0.0)
+                started += reply.get("load_seconds", 0.0)
+                rival.result |= {"setting": dict(rival.setting), "start_seconds": started}
                 self.judge(rival, reply, "check")
             except FailedError as error:
-                rival.fail(str(error))
+                rival.result["failed"] = str(error)
                 self.say(f"  {rival.entry.name}: out: {error}")
             else:
                 self.say(f"  {rival.entry.name}: ready: {rival.result['setting']}")
-        self.ceilings = self.rival(Entry("ceilings", "ceilings", [{"dtype": "float32"}]))
-        self.ceilings.start(self.files["warm"], self.files["search"])
         return rivals
 
     def round(self, rivals: Sequence[Rival]) -> None:
         """Everyone once, in turn; and the ceilings."""
-        gflops = self.ceilings.go(self.files["check"])["gflops"]
+        ceilings = self.rival(CEILINGS)
+        with ceilings.loaded(CEILINGS.settings[0]):
+            gflops = ceilings.go(self.files["check"])["gflops"]
         for name, value in gflops.items():
             self.section.setdefault("gflops_rounds", {}).setdefault(name, []).append(value)
         for rival in rivals:
             if not rival.is_in:
                 continue
             rows = self.rows_of(rival)
+            budget = self.budgets.get(rival.entry.follows)
+            setting = {**rival.setting, **({"max_batch_tokens": budget} if budget else {})}
             try:
-                busy = busy_seconds()
-                budget = self.budgets.get(rival.entry.follows)
-                reply = rival.go(
-                    self.files[rows], **({"max_batch_tokens": budget} if budget else {})
-                )
-                others = busy_seconds() - busy - reply["cpu_seconds"]
+                with rival.loaded(setting):
+                    rival.go(self.files["warm"])
+                    busy = busy_seconds()
+                    reply = rival.go(self.files[rows])
+                    others = busy_seconds() - busy - reply["cpu_seconds"]
                 self.judge(rival, reply, rows)
             except FailedError as error:
-                rival.fail(str(error))
+                rival.result["failed"] = str(error)
                 self.say(f"  {rival.entry.name}: out: {error}")
                 continue
             kept = ("seconds", "cpu_seconds", "load_seconds", "around_seconds", "settings")
             rival.result.setdefault("rounds", []).append(
                 {name: reply[name] for name in kept if name in reply}
-                # CPU time that the machine spent on something else, over all that there was
-                | {"others_share": max(0.0, others) / reply["wall_seconds"] / cores()}
+                | {"others_share": share_of_others(others, reply["wall_seconds"])}
             )
             speed = self.tokens[rows] / reply["seconds"]
             self.say(f"  {rival.entry.name}: {reply['seconds']:.2f} s, {speed:,.0f} tokens/s")
@@ -253,12 +275,10 @@ class Contest:
         """Plain transformers in float32, one row at a time."""
         rival = self.rival(REFERENCE)
         try:
-            rival.start(self.files["warm"], self.files["search"])
-            reply = rival.go(self.files["check"])
+            with rival.loaded(REFERENCE.settings[0]):
+                reply = rival.go(self.files["check"])
         except FailedError as error:
             raise SystemExit(f"{self.name}: the reference failed: {error}") from None
-        finally:
-            rival.close()
         assert reply["tokens"] == self.tokens["check"], "the reference saw other tokens"
         answers = read_answers(rival.output, self.num_check, self.num_check)
         self.section["answers"] = describe(answers)
@@ -299,6 +319,14 @@ def describe(answers: Mapping[str, Any]) -> dict[str, float]:
         return {"median_cosine_of_different_rows": float(np.median(others))}
     shares = np.bincount(answers["label"]) / len(answers["label"])
     return {"share_of_commoner_label": float(shares.max())}
+
+
+def share_of_others(seconds: float, wall_seconds: float) -> float:
+    """CPU time that the machine spent on something else, of all that it had.
+
+    `busy_seconds` counts every core of the machine, whatever this process may use of them.
+    """
+    return max(0.0, seconds) / wall_seconds / (os.cpu_count() or 1)
 
 
 def busy_seconds() -> float:

@@ -11,7 +11,7 @@ import os
 import shutil
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -21,17 +21,14 @@ import orjson
 import pyarrow as pa
 import pyarrow.parquet as pq
 
+from batchinfer.machine import usable_cores
+
 Arrays = dict[str, npt.NDArray[Any]]
 Ints = npt.NDArray[np.int64]
 
 MAX_LENGTH = 512
 #: Rows of a chunk of batchinfer, within which it sorts.
 CHUNK_ROWS = 16384
-
-
-def cores() -> int:
-    """The cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 class Contestant(ABC):
@@ -120,7 +117,8 @@ class BatchInfer(Contestant):
         total = 0
         for shard in (output / "data").glob("*.parquet"):
             lengths = pq.read_table(shard, columns=["_num_tokens"])["_num_tokens"].to_numpy()
-            total += sum(len(rows) * int(lengths[rows].max()) for rows in planned(lengths, budget))
+            batches = (lengths[rows] for rows in planned(lengths, budget))
+            total += computed_tokens(self.setting["engine"], batches)
         return total
 
 
@@ -138,7 +136,6 @@ class BareEngine(Contestant):
         self.answers = create_task(spec, "text", None)
         self.engine = create_engine(config, self.answers, folder)
         self.encoder = create_encoder(config, spec, folder)
-        self.batches: dict[tuple[Path, Any], list[Any]] = {}
 
     @property
     def budget(self) -> Any:
@@ -147,10 +144,7 @@ class BareEngine(Contestant):
 
     def work(self, source: Path, output: Path) -> dict[str, Any]:
         ids, texts = read_rows(source)
-        key = source, self.budget
-        if key not in self.batches:
-            self.batches[key] = list(self.tokenized(texts))
-        batches = self.batches[key]
+        batches = list(self.tokenized(texts))
         started = time.perf_counter()
         answered = list(self.engine.stream(batches))
         seconds = time.perf_counter() - started
@@ -166,7 +160,9 @@ class BareEngine(Contestant):
         return {
             "seconds": seconds,
             "tokens": sum(batch.num_tokens for batch in batches),
-            "computed_tokens": sum(len(batch) * batch.max_length for batch in batches),
+            "computed_tokens": computed_tokens(
+                self.setting["engine"], (batch.lengths for batch in batches)
+            ),
             "settings": {"max_batch_tokens": self.budget.max_batch_tokens},
         }
 
@@ -193,6 +189,27 @@ def require_engine(engine: str) -> None:
             raise NotImplementedError("openvino is not installed")
 
 
+def computed_tokens(engine: str, batches: Iterable[npt.NDArray[Any]]) -> int:
+    """What batchinfer computes on a CPU of batches of rows of such lengths, with what it adds itself.
+
+    The local engine fills up a packed batch, the other one pads each row to a rounded width.
+    """
+    if engine == "local":
+        from batchinfer.engines.local import _CPU_MULTIPLE
+
+        return sum(-(-int(lengths.sum()) // _CPU_MULTIPLE) * _CPU_MULTIPLE for lengths in batches)
+    from batchinfer.core import Batch, ChunkId
+    from batchinfer.engines.openvino import _Graph
+
+    graph = _Graph(None, ("attention_mask",), 0)
+    total = 0
+    for lengths in batches:
+        rows = np.arange(len(lengths))
+        batch = Batch(ChunkId(0, 0), rows, lengths.astype(np.int32), {})
+        total += graph.padded(batch, widest=MAX_LENGTH)[0].size
+    return total
+
+
 def config_of(contestant: Contestant, source: Path, output: Path) -> Any:
     """The job, with nothing of the caller's: no variable, no profile of an earlier tune."""
     from batchinfer import RunConfig
@@ -210,7 +227,7 @@ def config_of(contestant: Contestant, source: Path, output: Path) -> Any:
 class SortedLoop(InMemory):
     """The bare loop that batchinfer is measured by: tokenized at once, sorted, padded to the longest.
 
-    Embeds; pooling and normalisation are in the graph.
+    Embeds; pooling and normalisation are in the graph. `width`: rows are padded to a multiple of it.
     """
 
     def __init__(self, model: Path, task: str, setting: dict[str, Any]) -> None:
@@ -234,9 +251,10 @@ class SortedLoop(InMemory):
         tokens = [np.array(encoding.ids, np.int64) for encoding in encodings]
         lengths = np.array([len(row) for row in tokens])
         vectors = np.empty((len(texts), self.size), np.float32)
-        for rows in planned(lengths, self.setting["budget"]):
-            longest = int(lengths[rows[0]])
-            mask = (np.arange(longest) < lengths[rows][:, None]).astype(np.int64)
+        multiple = self.setting["width"]
+        for rows in planned(lengths, self.setting["budget"], multiple):
+            width = width_of(int(lengths[rows[0]]), multiple)
+            mask = (np.arange(width) < lengths[rows][:, None]).astype(np.int64)
             ids = np.zeros_like(mask)
             ids[mask.astype(bool)] = np.concatenate([tokens[row] for row in rows])
 
@@ -250,17 +268,31 @@ class SortedLoop(InMemory):
         return {"embedding": vectors}
 
 
-def planned(lengths: npt.NDArray[Any], budget: int) -> Iterator[Ints]:
-    """Rows by length, longest first, cut where rows times the longest exceed the budget."""
+def planned(lengths: npt.NDArray[Any], budget: int, multiple: int = 1) -> Iterator[Ints]:
+    """Rows by length, longest first, cut where rows times their width exceed the budget."""
     order = np.argsort(-lengths, kind="stable")
     start = 0
     while start < len(order):
-        count = min(4096, max(1, budget // max(1, int(lengths[order[start]]))))
+        width = width_of(max(1, int(lengths[order[start]])), multiple)
+        count = min(4096, max(1, budget // width))
         yield order[start : start + count]
         start += count
 
 
-def embedder(model: Path) -> tuple[Any, tuple[Any, Any]]:
+def width_of(longest: int, multiple: int) -> int:
+    """What rows are padded to: a multiple, where that adds a quarter at most, as batchinfer does it."""
+    width = -(-longest // multiple) * multiple
+    return width if width <= min(MAX_LENGTH, 1.25 * longest) else longest
+
+
+def kept(name: str) -> Path:
+    """Where a contestant keeps what it makes once: the cache folder that the contest gave it."""
+    folder = Path(os.environ["XDG_CACHE_HOME"])
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def embedder(model: Path, attention: str) -> tuple[Any, tuple[Any, Any]]:
     """A module of plain PyTorch to trace, (ids, mask) → unit vectors in float32, and an example."""
     import torch
     from transformers import AutoModel
@@ -269,7 +301,7 @@ def embedder(model: Path) -> tuple[Any, tuple[Any, Any]]:
         def __init__(self) -> None:
             super().__init__()
             self.encoder = AutoModel.from_pretrained(
-                model, dtype=torch.float32, attn_implementation="eager"
+                model, dtype=torch.float32, attn_implementation=attention
             )
 
         def forward(self, input_ids: Any, attention_mask: Any) -> Any:
@@ -279,27 +311,34 @@ def embedder(model: Path) -> tuple[Any, tuple[Any, Any]]:
             return torch.nn.functional.normalize(mean, dim=-1)
 
     ids = torch.full((2, 9), 5, dtype=torch.int64)
-    return Embedder().eval(), (ids, torch.ones_like(ids))
+    mask = torch.ones_like(ids)
+    mask[1, 5:] = 0  # without padding, a trace might leave the mask out
+    return Embedder().eval(), (ids, mask)
 
 
 class OpenVINO(SortedLoop):
-    """OpenVINO on the traced model; `streams`: one request on all cores, or one a core."""
+    """OpenVINO on the model, traced with an `attention` of transformers.
+
+    `streams`: one request on all cores, or one a core.
+    """
 
     def __init__(self, model: Path, task: str, setting: dict[str, Any]) -> None:
         super().__init__(model, task, setting)
         import openvino  # type: ignore[import-untyped]
 
-        module, example = embedder(model)
-        graph = openvino.convert_model(
-            module, example_input=dict(zip(("input_ids", "attention_mask"), example, strict=True))
-        )
-        streams = 1 if setting["streams"] == "one" else cores()
+        file = kept(f"{setting['attention']}.xml")
+        if not file.exists():
+            module, example = embedder(model, setting["attention"])
+            inputs = dict(zip(("input_ids", "attention_mask"), example, strict=True))
+            graph = openvino.convert_model(module, example_input=inputs)
+            openvino.save_model(graph, file, compress_to_fp16=False)
+        streams = 1 if setting["streams"] == "one" else usable_cores()
         compiled = openvino.Core().compile_model(
-            graph,
+            str(file),
             "CPU",
             {
                 "INFERENCE_PRECISION_HINT": "bf16" if setting["dtype"] == "bfloat16" else "f32",
-                "INFERENCE_NUM_THREADS": cores(),
+                "INFERENCE_NUM_THREADS": usable_cores(),
                 "NUM_STREAMS": str(streams),
             },
         )
@@ -326,7 +365,7 @@ class OnnxRuntime(SortedLoop):
         import onnxruntime  # type: ignore[import-untyped]
 
         options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = cores()
+        options.intra_op_num_threads = usable_cores()
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_ALL
         self.session = onnxruntime.InferenceSession(
             str(exported(model)), options, providers=["CPUExecutionProvider"]
@@ -337,12 +376,12 @@ class OnnxRuntime(SortedLoop):
 
 
 def exported(model: Path) -> Path:
-    """The model as ONNX, beside its folder, made once."""
-    file = model.with_suffix(".onnx")
+    """The model as ONNX, made once."""
+    file = kept("model.onnx")
     if not file.exists():
         import torch
 
-        module, example = embedder(model)
+        module, example = embedder(model, "eager")
         names = ["input_ids", "attention_mask"]
         axes = {**{name: {0: "rows", 1: "tokens"} for name in names}, "embedding": {0: "rows"}}
         torch.onnx.export(

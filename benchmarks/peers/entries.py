@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from fnmatch import fnmatch
 from typing import Any
 
@@ -16,6 +16,7 @@ Setting = Mapping[str, Any]
 class Entry:
     """One contestant. `kind` names its class in contestants.py; of several settings the quickest is kept.
 
+    `choices`: coordinate → values, searched one after another from there (search.py).
     `is_slow`: of the others' usual ways, several times slower than the rest; it takes the first rows only.
     `sorts`: whether it sorts rows by length itself, which decides on which rows settings are tried.
     `follows`: the contestant whose batch budget it takes over.
@@ -24,6 +25,7 @@ class Entry:
     name: str
     kind: str
     settings: Sequence[Setting]
+    choices: Mapping[str, Sequence[Any]] = field(default_factory=dict)
     is_slow: bool = False
     sorts: bool = True
     follows: str = ""
@@ -37,32 +39,42 @@ def _in(dtype: str, **others: Any) -> Setting:
     return {"dtype": dtype, **others}
 
 
-def _sorted_batches(dtype: str) -> list[Setting]:
-    """A graph fed with sorted batches: one request on all cores, or one a core."""
-    return [_in(dtype, budget=4096, streams=streams) for streams in ("one", "a core")]
+def _batchinfer(dtype: str, engine: str = "local") -> list[Setting]:
+    """Packed is what auto is for these models; said aloud, a run that cannot pack has no time."""
+    packed = {"attention": "packed"} if engine == "local" else {}
+    return [_in(dtype, engine=engine, **packed)]
+
+
+#: A graph that is fed with sorted batches: the same recipe as batchinfer's own for such engines.
+_BATCHING: Mapping[str, Sequence[Any]] = {"width": (1, 16), "budget": (2048, 4096, 8192)}
+
+
+def _openvino(dtype: str) -> Entry:
+    return Entry(
+        f"openvino {'bf16' if dtype == BFLOAT16 else dtype}",
+        "openvino",
+        [_in(dtype, streams="one", attention="sdpa", width=16, budget=4096)],
+        {"streams": ("one", "a core"), "attention": ("sdpa", "eager"), **_BATCHING},
+    )
 
 
 #: Of sentence-transformers; the default is one of them.
 _BATCHES = (8, 16, 32, 64)
 
 EMBED = (
-    Entry("batchinfer bf16", "batchinfer", [_in(BFLOAT16, engine="local")]),
-    Entry("batchinfer float32", "batchinfer", [_in(FLOAT32, engine="local")]),
-    Entry("batchinfer openvino bf16", "batchinfer", [_in(BFLOAT16, engine="openvino")]),
-    Entry("engine bf16", "engine", [_in(BFLOAT16, engine="local")], follows="batchinfer bf16"),
+    Entry("batchinfer bf16", "batchinfer", _batchinfer(BFLOAT16)),
+    Entry("batchinfer float32", "batchinfer", _batchinfer(FLOAT32)),
+    Entry("batchinfer openvino bf16", "batchinfer", _batchinfer(BFLOAT16, "openvino")),
+    Entry("engine bf16", "engine", _batchinfer(BFLOAT16), follows="batchinfer bf16"),
     Entry(
         "engine openvino bf16",
         "engine",
-        [_in(BFLOAT16, engine="openvino")],
+        _batchinfer(BFLOAT16, "openvino"),
         follows="batchinfer openvino bf16",
     ),
-    Entry("openvino bf16", "openvino", _sorted_batches(BFLOAT16)),
-    Entry("openvino float32", "openvino", _sorted_batches(FLOAT32)),
-    Entry(
-        "onnxruntime float32",
-        "onnxruntime",
-        [_in(FLOAT32, budget=budget) for budget in (2048, 4096)],
-    ),
+    _openvino(BFLOAT16),
+    _openvino(FLOAT32),
+    Entry("onnxruntime float32", "onnxruntime", [_in(FLOAT32, width=1, budget=4096)], _BATCHING),
     Entry(
         "sentence-transformers best",
         "sentence-transformers",
@@ -78,8 +90,8 @@ EMBED = (
 )
 
 CLASSIFY = (
-    Entry("batchinfer bf16", "batchinfer", [_in(BFLOAT16, engine="local")]),
-    Entry("batchinfer float32", "batchinfer", [_in(FLOAT32, engine="local")]),
+    Entry("batchinfer bf16", "batchinfer", _batchinfer(BFLOAT16)),
+    Entry("batchinfer float32", "batchinfer", _batchinfer(FLOAT32)),
     *(
         Entry(
             f"pipeline {name}",
@@ -97,6 +109,16 @@ ENTRIES = {"embed": EMBED, "classify": CLASSIFY}
 REFERENCE = Entry("one by one", "loop", [_in(FLOAT32, batch=1)])
 
 
+#: Not a contestant: what the hardware allows.
+CEILINGS = Entry("ceilings", "ceilings", [_in(FLOAT32)])
+#: What the goals are about, without those that take most of the time: the pattern "core".
+CORE = (
+    "batchinfer bf16", "batchinfer float32", "batchinfer openvino bf16", "engine bf16", "openvino bf16",
+    "onnxruntime float32",
+)  # fmt: skip
+
+
 def chosen(task: str, patterns: Sequence[str]) -> list[Entry]:
-    """The task's entries whose names match one of the patterns."""
-    return [entry for entry in ENTRIES[task] if any(fnmatch(entry.name, p) for p in patterns)]
+    """The task's entries whose names match one of the patterns, of which "core" stands for several."""
+    wanted = [name for pattern in patterns for name in (CORE if pattern == "core" else [pattern])]
+    return [entry for entry in ENTRIES[task] if any(fnmatch(entry.name, name) for name in wanted)]
