@@ -25,7 +25,8 @@ class RunReport:
     `retried_rows` had errors and were tried again, `cured_rows` of them have an answer now.
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
-    before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized ahead; 0: the one that drives the device did.
+    before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
+    ahead; 0: the one that drives the device did.
     """
 
     output: str
