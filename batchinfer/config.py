@@ -212,6 +212,10 @@ class RunConfig(BaseModel):
         None, "CPU threads that the model computes with [default: every core]", SPEED, free=True,
         ge=1, le=1024,
     )  # fmt: skip
+    streams: AutoInt = knob(
+        None, "Batches that a CPU answers at a time, each on its share of the threads [default: one a "
+        "thread, 8 at most]", SPEED, free=True, ge=1, le=256,
+    )  # fmt: skip
     profile: Text = knob(
         "auto",
         "Settings found by `batchinfer tune`: auto (those kept for this device and model), none, or "

@@ -175,13 +175,14 @@ def _probe(
     is_over: Callable[[], bool],
 ) -> _Found | None:
     """Time batches of a budget; None where that was over before they were answered."""
-    first, *others = batches(budget, _BATCHES)
+    # As many for each stream, lest some stand still at the end.
+    first, *others = batches(budget, 1 + (_BATCHES - 1) * engine.streams)
     began = clock()
     # What is paid once is not timed: kernels, caches, memory from the driver. A half of a batch, then a
     # whole one: two points of the line that memory follows.
     for part in (first.halves()[0], first):
         if len(part):
-            if not _answer_all(engine, [part], is_over):
+            if not _answer_all(engine, [part] * engine.streams, is_over):
                 return None
             memory.saw(_size(part))
     started = clock()
@@ -242,5 +243,5 @@ def _harmless(plan: Plan, model_folder: Path | None, engine: Engine) -> Requests
         chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
         return engine.task.encode(chunk, encoder)
 
-    wanted = 4 * _BATCHES * engine.default_budget.max_batch_tokens
+    wanted = 4 * _BATCHES * engine.streams * engine.default_budget.max_batch_tokens
     return sample_requests(plan, wanted, encode, _MAX_ROWS)

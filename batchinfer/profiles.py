@@ -48,6 +48,7 @@ class Settings:
     attention: str | None = None
     compile: bool | None = None
     threads: int | None = None
+    streams: int | None = None
     max_batch_tokens: int | None = None
     max_batch_rows: int | None = None
     workers: int | None = None
@@ -60,6 +61,7 @@ class Settings:
             attention=None if config.attention == "auto" else config.attention,
             compile=config.compile or None,
             threads=config.threads,
+            streams=config.streams,
             max_batch_tokens=config.max_batch_tokens,
             max_batch_rows=config.max_batch_rows,
             workers=config.workers,
@@ -73,7 +75,7 @@ class Settings:
 
     def fill(self, config: RunConfig) -> RunConfig:
         """The configuration to create an engine with: what is decided here is put into it."""
-        names = ("attention", "compile", "threads")
+        names = ("attention", "compile", "threads", "streams")
         found = {name: getattr(self, name) for name in names}
         return config.model_copy(update={n: v for n, v in found.items() if v is not None})
 
@@ -94,6 +96,8 @@ class Settings:
             parts.append("compiled")
         if self.threads is not None:
             parts.append(f"{self.threads:,} thread{'s' if self.threads > 1 else ''}")
+        if self.streams is not None:
+            parts.append(f"{self.streams:,} stream{'s' if self.streams > 1 else ''}")
         if self.workers is not None:
             parts.append(f"{self.workers:,} worker{'' if self.workers == 1 else 's'}")
         return ", ".join(parts) or "nothing decided"
@@ -112,6 +116,7 @@ class Settings:
             attention=checked.optional_word(values, "attention", _ATTENTIONS),
             compile=compiles,
             threads=checked.optional_count(values, "threads", 1, 1024),
+            streams=checked.optional_count(values, "streams", 1, 256),
             max_batch_tokens=checked.optional_count(values, "max_batch_tokens", 1),
             max_batch_rows=checked.optional_count(values, "max_batch_rows", 1),
             workers=checked.optional_count(values, "workers", 0, 256),

@@ -87,8 +87,8 @@ def resume(
     `retry_errors` also puts the rows that have errors through the model again, and replaces only the
     shards that change. `verify` reads every page of every shard first; those that do not match their
     checksums are set aside and made again. `changes` may name what does not change the answers:
-    device, attention, compile, threads, profile, max_batch_tokens, max_batch_rows, workers, max_errors,
-    deadline, batch_timeout.
+    device, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
+    max_errors, deadline, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder

@@ -25,9 +25,10 @@ class StageSeconds:
     In front of the device: `read`, and `tokenize` with batching; of several processes, the sum. In the
     thread that drives the device: `wait_start`, until the first chunk is there, `wait_input` for each
     further one (where that thread loads it itself, all of the loading), and `wait_writer` for shards,
-    the last ones too. On the device: `copy`, to make inputs and move them and the answers, and
-    `forward`, the model; on CUDA both are the device's own time, from the first kernel of a batch to its
-    last. In the writer's thread: `decode` to typed columns, and `write`, encoding and commit.
+    the last ones too. On the device: `copy`, to move inputs to a GPU and answers back, and `forward`, the
+    model; on CUDA both are the device's own time, from the first kernel of a batch to its last, and of a
+    CPU that answers several batches at a time it is the mean of its streams. In the writer's thread:
+    `decode` to typed columns, and `write`, encoding and commit.
     """
 
     read: float = 0.0

@@ -80,6 +80,7 @@ def test_imports_point_one_way() -> None:
                 "cpu.py",
                 "dataloader.py",
                 "devices.py",
+                "grouped.py",
                 "local.py",
                 "weights.py",
             },

@@ -224,7 +224,7 @@ def test_the_first_repetition_of_a_compiled_model_does_not_count() -> None:
         clock = Clock()
         bench = Bench(sample_of(UNIFORM), 1e6, clock)
         bench.calibrate(Modelled(clock, lambda size: 20_000.0), BatchBudget(4096, 4096))
-        first = len(bench._repetition(BatchBudget(4096, 4096), 0))
+        first = len(bench._repetition(BatchBudget(4096, 4096), 0, 1))
         engine = Modelled(clock, lambda size: 0.0)
 
         def rate(size: int, engine: Modelled = engine, first: int = first) -> float:

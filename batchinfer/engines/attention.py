@@ -2,9 +2,9 @@
 
 transformers calls `attend` where a model would call its own attention. It is registered without a
 mask function, so that the model builds no mask at all, and learns from keywords of the forward where
-rows begin: on a GPU through PyTorch's own variable-length kernel, on a CPU in groups of rows of the same
-length (sorted as they come, there are few), which need no mask either. What else of a model asks where a
-row begins is its positions, which are given, and its classification head, which is handed one state a row.
+rows begin: on a GPU through PyTorch's own variable-length kernel, on a CPU in groups of rows of about the
+same length (engines/grouped.py). What else of a model asks where a row begins is its positions, which are
+given, and its classification head, which is handed one state a row.
 
 A model that does not do its attention through this interface would answer nonsense and say nothing.
 Hence three nets: a list of architectures that were compared, conditions on the configuration, and a
@@ -14,13 +14,12 @@ few rows answered both ways each time a model is loaded (engines/canary.py).
 from __future__ import annotations
 
 import inspect
-import itertools
 from typing import Any
 
 import torch
 from torch.nn.attention.varlen import varlen_attn
 
-from batchinfer.engines.cpu import has_matrix_unit
+from batchinfer.engines.grouped import attend_in_groups
 from batchinfer.tasks.embed import PACKED_POOLINGS
 
 #: The name of `attend` among transformers' attention implementations.
@@ -46,9 +45,6 @@ _TASKS = {
 _POSITIONS_BEHIND_PADDING = ("camembert", "roberta", "xlm-roberta")
 #: Which states of a row a classifier looks at, by `classifier_pooling`; the others have no such key.
 _HEAD_POOLINGS = {"cls": "cls", "bos": "cls", "mean": "mean"}
-
-#: Attention by products holds all scores of a batch: 2 bytes a pair of tokens and head, twice.
-_LONGEST_PRODUCTS = 1024
 
 #: torch 2.10 takes is_causal, 2.11 scale and window_size instead, 2.12 enable_gqa too.
 _KEYWORDS = frozenset(inspect.signature(varlen_attn).parameters)
@@ -85,6 +81,20 @@ def obstacle(model: Any, task: str, dtype: torch.dtype, device: torch.device) ->
     size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     if size % 8 or size > 256:
         return f"its heads are of {size}, not of a multiple of 8 up to 256"
+    return ""
+
+
+def obstacle_to_streams(model: Any, *, is_packed: bool) -> str:
+    """Why a model cannot answer several batches at a time, in a few words; "" where it can.
+
+    A forward that keeps something in its module would mix them up, and say nothing. Those of the
+    architectures that are listed keep nothing, but for positions that follow the longest row so far.
+    """
+    if not is_packed:
+        return f"{type(model).__name__} answers one batch at a time where its rows are padded"
+    rope = str(getattr(model.config, "rope_parameters", None) or model.config.to_dict())
+    if "dynamic" in rope or "longrope" in rope:
+        return f"{type(model).__name__} answers one batch at a time: its positions depend on it"
     return ""
 
 
@@ -131,8 +141,9 @@ def attend(
     reach = sliding_window - 1 if sliding_window else -1
     window = (reach, 0 if is_causal else reach)
     q, k, v = (x[0].transpose(0, 1) for x in (query, key, value))
-    kernel = _by_kernel if query.is_cuda else _by_length
-    return kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[None], None
+    if query.is_cuda:
+        return _by_kernel(q, k, v, cu_seq_lens_q, max_length_q, scaling, window)[None], None
+    return attend_in_groups(q, k, v, cu_seq_lens_q, scaling, window)[None], None
 
 
 def _by_kernel(
@@ -160,78 +171,6 @@ def _by_kernel(
             key, value = (x.repeat_interleave(groups, dim=1) for x in (key, value))
     attended: Any = varlen_attn(query, key, value, bounds, bounds, longest, longest, **options)
     return attended  # type: ignore[no-any-return]
-
-
-def _by_length(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    bounds: torch.Tensor,
-    longest: int,
-    scaling: float | None,
-    window: tuple[int, int],
-) -> torch.Tensor:
-    tokens, heads, size = query.shape
-    attended = query.new_empty(tokens, heads, size)
-    scaling = size**-0.5 if scaling is None else scaling
-    start = 0
-    for length, group in itertools.groupby(bounds.diff().tolist()):
-        rows = sum(1 for _ in group)
-        end = start + rows * length
-        q, k, v = (
-            x[start:end].view(rows, length, *x.shape[1:]).transpose(1, 2)
-            for x in (query, key, value)
-        )
-        if (times := heads // k.shape[1]) > 1:  # the CPU's kernel knows no groups of heads
-            k, v = (x.repeat_interleave(times, dim=1) for x in (k, v))
-        found = _attend_alike(q, k, v, scaling, window)
-        attended[start:end].view(rows, length, heads, size).copy_(found.transpose(1, 2))
-        start = end
-    return attended
-
-
-def _attend_alike(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    window: tuple[int, int],
-) -> torch.Tensor:
-    """Attention of rows of the same length: three times [rows, heads, t, d] to the same."""
-    length = query.shape[2]
-    left, right = (side if 0 <= side < length - 1 else length for side in window)
-    is_causal = (left, right) == (length, 0)
-    seen = None
-    if length > 1 and not is_causal and min(left, right) < length:
-        place = torch.arange(length, dtype=torch.int32)
-        offset = place - place[:, None]  # of a key from a query
-        seen = (offset >= -left) & (offset <= right)
-    is_short = length <= _LONGEST_PRODUCTS
-    if query.dtype == torch.bfloat16 and is_short and not is_causal and not has_matrix_unit():
-        return _by_products(query, key, value, scaling, seen)
-    return torch.nn.functional.scaled_dot_product_attention(
-        query, key, value, attn_mask=seen, is_causal=is_causal and length > 1, scale=scaling
-    )
-
-
-def _by_products(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    scaling: float,
-    seen: torch.Tensor | None,
-) -> torch.Tensor:
-    """The same as two batched matrix products and a softmax.
-
-    In bfloat16 on CPUs with AVX-512 and without AMX it takes between a third and two thirds of the
-    time of PyTorch's kernel; with AMX it takes up to twice the time.
-    """
-    rows, heads, length, size = query.shape
-    q, k, v = (x.reshape(rows * heads, length, size) for x in (query, key, value))
-    scores = torch.baddbmm(q.new_empty(1, 1, 1), q, k.transpose(1, 2), beta=0, alpha=scaling)
-    if seen is not None:
-        scores.masked_fill_(~seen, -torch.inf)
-    return torch.bmm(scores.softmax(dim=-1), v).view(rows, heads, length, size)
 
 
 def _hand_one_state_a_row(base: Any, pooling: str) -> None:

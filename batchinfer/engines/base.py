@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import logging
 from abc import ABC, abstractmethod
-from collections.abc import Iterable, Iterator
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import Future
 from dataclasses import dataclass
 
 import numpy as np
 
 from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.engines.streams import Streams
 from batchinfer.errors import ModelError, one_line
-from batchinfer.stages import Stopwatch
+from batchinfer.stages import StageSeconds, Stopwatch
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
@@ -48,9 +51,9 @@ class Engine(ABC):
 
     def __init__(self, task: Task) -> None:
         self.task = task
-        #: Of the thread that drives the device. A call of `answer` counts as forward, but for what it
-        #: measures itself.
+        #: Of the thread that drives the device. A call of `answer` counts as forward.
         self.watch = Stopwatch()
+        self._streams: Streams | None = None
         self._has_answered = False
         self._failed_alone = 0
         self._ceiling: int | None = None
@@ -58,6 +61,19 @@ class Engine(ABC):
     @abstractmethod
     def answer(self, batch: Batch) -> Answers:
         """Answer a batch of at least one request; may raise whatever the model raises."""
+
+    @property
+    def streams(self) -> int:
+        """Batches that are answered at a time."""
+        return 1 if self._streams is None else self._streams.count
+
+    def open_streams(self, count: int, begin: Callable[[], None]) -> None:
+        """Have so many batches answered at a time from here on, `answer` being called by as many threads.
+
+        Each of them begins with `begin`.
+        """
+        if count > 1:
+            self._streams = Streams(count, begin)
 
     @property
     def pins_memory(self) -> bool:
@@ -71,8 +87,53 @@ class Engine(ABC):
         `Answers.error`, the others are untouched. Raises DeviceLostError, or ModelError where the first
         so many requests all fail alone: then it is the model that is wrong, not the rows.
         """
+        if self._streams is not None:
+            yield from self._side_by_side(batches, self._streams)
+            return
         for batch in batches:
             yield from self.answer_or_halve(batch)
+
+    def _side_by_side(
+        self, batches: Iterable[Batch], streams: Streams
+    ) -> Iterator[tuple[Batch, Answers]]:
+        """Answer batches in streams, in their order; one that fails is answered again, alone."""
+        flying: deque[tuple[Batch, Future[tuple[Answers, StageSeconds]] | None]] = deque()
+        try:
+            for batch in batches:
+                starts = len(batch) and not self.is_too_large(batch)
+                flying.append((batch, streams.start(self.answer, batch) if starts else None))
+                # One waits behind each that is computed: streams never wait for this thread.
+                if len(flying) == 2 * streams.count:
+                    yield from self._collect(*flying.popleft(), [f for _, f in flying])
+            while flying:
+                yield from self._collect(*flying.popleft(), [f for _, f in flying])
+        finally:
+            for _, future in flying:
+                if future is not None:
+                    future.cancel()
+
+    def _collect(
+        self,
+        batch: Batch,
+        future: Future[tuple[Answers, StageSeconds]] | None,
+        others: Iterable[Future[tuple[Answers, StageSeconds]] | None],
+    ) -> Iterator[tuple[Batch, Answers]]:
+        if future is not None:
+            try:
+                answers, seconds = future.result()
+            except Exception as error:  # it holds the failed frame's tensors: let go of it first
+                if self.is_fatal(error):
+                    raise self.lost(error) from error
+            else:
+                self._has_answered = True
+                self.watch.add(seconds)
+                yield batch, answers
+                return
+            del future
+        for other in others:  # alone: what ran out of memory has all of it now
+            if other is not None:
+                other.exception()
+        yield from self.answer_or_halve(batch)
 
     def answer_or_halve(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
         """Answer a batch in as few parts as it takes."""
@@ -87,8 +148,12 @@ class Engine(ABC):
                 continue
             failure, ran_out = "", False
             try:
-                with self.watch.measure("forward"):
-                    answers = self.answer(part)
+                if self._streams is None:
+                    with self.watch.measure("forward"):
+                        answers = self.answer(part)
+                else:  # where it has as many threads as in any run: the last bits depend on them
+                    answers, seconds = self._streams.start(self.answer, part).result()
+                    self.watch.add(seconds)
             except Exception as error:  # whatever the model raises is the fault of some row
                 if self.is_fatal(error):
                     raise self.lost(error) from error
@@ -162,8 +227,11 @@ class Engine(ABC):
     def recover(self) -> None:  # noqa: B027 - most engines have nothing to free
         """Free what a failed batch left behind on the device."""
 
-    def close(self) -> None:  # noqa: B027
+    def close(self) -> None:
         """Give the device back."""
+        if self._streams is not None:
+            self._streams.close()
+            self._streams = None
 
 
 def _size(batch: Batch) -> int:

@@ -18,6 +18,7 @@ import ctypes
 import inspect
 import logging
 import sys
+import threading
 from collections import Counter
 from collections.abc import Iterable
 from typing import Any, TypeGuard
@@ -63,12 +64,9 @@ def tune_allocator() -> bool:
     return all([bool(mallopt(name, value)) for name, value in settings])
 
 
-def set_threads(threads: int | None) -> int:
-    """Compute with so many threads; None: with as many as there are cores to use. Returns how many."""
-    if threads is None:
-        threads = min(_USUAL_THREADS, usable_cores())
-    torch.set_num_threads(threads)
-    return threads
+def usual_threads() -> int:
+    """As many as there are cores to use, or what OMP_NUM_THREADS says."""
+    return min(_USUAL_THREADS, usable_cores())
 
 
 def has_matrix_unit() -> bool:
@@ -145,6 +143,14 @@ class PrepackedLinear(nn.Module):
         return answer
 
 
+class _Kept(threading.local):
+    """Projections of some states that were not asked for yet, for each stream its own."""
+
+    def __init__(self) -> None:
+        self.states: torch.Tensor | None = None
+        self.parts: dict[int, torch.Tensor] = {}
+
+
 class JoinedProjections(nn.Module):
     """Several projections of the same states as one product; each is handed out by a `Projection`."""
 
@@ -157,17 +163,17 @@ class JoinedProjections(nn.Module):
             torch.cat([layer.weight.detach() for layer in layers]),
             torch.cat(biases) if biases else None,
         )
-        self._states: torch.Tensor | None = None
-        self._parts: dict[int, torch.Tensor] = {}
+        self._kept = _Kept()
 
     def part(self, index: int, states: torch.Tensor) -> torch.Tensor:
         """One of the projections; all are computed when the first one is asked for."""
-        if self._states is not states or index not in self._parts:
-            self._states = states
-            self._parts = dict(enumerate(self._product(states).split(self.sizes, dim=-1)))
-        found = self._parts.pop(index)
-        if not self._parts:  # nothing is kept from one batch to the next
-            self._states = None
+        kept = self._kept
+        if kept.states is not states or index not in kept.parts:
+            kept.states = states
+            kept.parts = dict(enumerate(self._product(states).split(self.sizes, dim=-1)))
+        found = kept.parts.pop(index)
+        if not kept.parts:  # nothing is kept from one batch to the next
+            kept.states = None
         return found
 
 

@@ -29,6 +29,7 @@ from batchinfer.engines import cpu, weights
 from batchinfer.engines.base import Engine, MemoryUse, reason
 from batchinfer.engines.canary import Canary, sample_rows
 from batchinfer.engines.devices import BUDGET_TOKENS, device_kind, resolve_device, resolve_dtype
+from batchinfer.engines.streams import share
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.stages import StageSeconds
 from batchinfer.tasks.base import Task
@@ -88,10 +89,11 @@ class LocalEngine(Engine):
     """Answers with a transformers model from a local folder with safetensors.
 
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
-    transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `compile`: by
-    torch.compile, on CUDA. Raises UsageError for a device that is not there, and for packed attention or
-    compiling where it is impossible, and ModelError for weights that are missing, broken, or not those
-    of the task.
+    transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
+    that a CPU answers at a time; None: one a thread, up to a limit, where the model allows it. `compile`:
+    by torch.compile, on CUDA. Raises UsageError for a device that is not there, and for packed attention,
+    compiling or streams where they are impossible, and ModelError for weights that are missing, broken,
+    or not those of the task.
     """
 
     def __init__(
@@ -103,6 +105,7 @@ class LocalEngine(Engine):
         device: str = "auto",
         attention: str = "auto",
         threads: int | None = None,
+        streams: int | None = None,
         compile: bool = False,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
@@ -136,9 +139,13 @@ class LocalEngine(Engine):
         self.is_packed = False
         canary = self._canary()
         if self.device.type == "cpu":
-            self._speed_up(canary, threads, load)
+            self.threads = threads or cpu.usual_threads()
+            torch.set_num_threads(self.threads)
+            self._speed_up(canary, load)
         if attention in ("auto", "packed"):
             self._pack(canary, is_wish=attention == "packed")
+        if self.threads is not None:
+            self._share(self.threads, streams)
         if compile:
             self._compile(canary)
 
@@ -217,6 +224,7 @@ class LocalEngine(Engine):
 
     def close(self) -> None:
         """Drop the model and give its memory back."""
+        super().close()
         self.model = None
         self.recover()
 
@@ -263,9 +271,7 @@ class LocalEngine(Engine):
 
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        with self.watch.measure("copy"):
-            inputs = self._inputs(batch)
-        values = self.task.forward(self.model, inputs)
+        values = self.task.forward(self.model, self._inputs(batch))
         return {name: value[: len(batch)] for name, value in values.items()}
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
@@ -355,11 +361,8 @@ class LocalEngine(Engine):
                 "tried; free some, then start it again"
             ) from error
 
-    def _speed_up(
-        self, canary: Canary | None, threads: int | None, load: Callable[[], Any]
-    ) -> None:
+    def _speed_up(self, canary: Canary | None, load: Callable[[], Any]) -> None:
         """Do what makes a CPU fast, and say so."""
-        self.threads = threads = cpu.set_threads(threads)
         keeps = "kept" if cpu.tune_allocator() else "given back"
         done = "its own"
         if canary is not None:
@@ -375,7 +378,20 @@ class LocalEngine(Engine):
             if why:
                 log.warning(f"the model's own layers are used: {why}")
                 self.model, done = load(), "its own"
-        log.debug(f"{threads} threads; memory that a layer frees is {keeps}; layers: {done}")
+        log.debug(f"memory that a layer frees is {keeps}; layers: {done}")
+
+    def _share(self, threads: int, streams: int | None) -> None:
+        """Divide a CPU's threads among streams, where the model can answer several batches at a time.
+
+        Raises UsageError where that was asked for and it cannot.
+        """
+        obstacle = packing.obstacle_to_streams(self.model, is_packed=self.is_packed)
+        if obstacle and (streams or 1) > 1:
+            raise UsageError(f"--streams {streams}: {obstacle}")
+        streams, each = share(threads, 1 if obstacle else streams)
+        torch.set_num_threads(each)
+        self.open_streams(streams, partial(torch.set_num_threads, each))
+        log.debug(f"batches at a time: {streams}, on {each} threads each")
 
     def _pack(self, canary: Canary | None, *, is_wish: bool) -> None:
         """Switch to packed attention where it is possible, and proven on a few rows.

@@ -111,8 +111,9 @@ class RunReport:
             for seconds in (stages.on_device, stages.forward, stages.copy, stages.wait_start,
                             stages.wait_input, stages.wait_writer)
         )  # fmt: skip
+        parts = f": forward {forward}, copy {copy}" if stages.copy else ""  # a CPU copies nothing
         return (
-            f"device busy {busy}: forward {forward}, copy {copy}; waited {start} to start, {loading} for "
+            f"device busy {busy}{parts}; waited {start} to start, {loading} for "
             f"input, {writer} for the writer; {loaders} read {_seconds(stages.read)}, tokenize "
             f"{_seconds(stages.tokenize)}; behind it, decode {_seconds(stages.decode)}, write "
             f"{_seconds(stages.write)}"

@@ -60,8 +60,10 @@ class Lab:
         self.reference: Values | None = None
         self.trials: list[Trial] = []
         self.load_seconds: dict[Trial, float] = {}
-        #: By engine: the threads that it computes with where nobody says how many.
+        #: By engine: the threads that it computes with, and the batches that it answers at a time, where
+        #: nobody says how many.
         self.usual_threads: dict[str, int] = {}
+        self.usual_streams: dict[str, int] = {}
         self._engine: Engine | None = None
         self._loaded: RunConfig | None = None
         self._loading = 0.0
@@ -206,6 +208,7 @@ class Lab:
                 "dtype": dtype,
                 "attention": settings.attention or own.attention,
                 "threads": settings.threads or own.threads,
+                "streams": settings.streams or own.streams,
                 "compile": own.compile if settings.compile is None else settings.compile,
             }
         )
@@ -239,6 +242,8 @@ class Lab:
             self._loading, self._loaded = self.bench.clock() - started, config
             if config.threads is None and self._engine.threads is not None:
                 self.usual_threads[config.engine] = self._engine.threads
+            if config.streams is None and config.threads is None:
+                self.usual_streams[config.engine] = self._engine.streams
         return self._engine
 
 

@@ -27,7 +27,7 @@ class Point:
 
 
 def curve_of(profile: Profile) -> list[Point]:
-    """The budgets that were tried with the engine, precision, attention and threads chosen."""
+    """The budgets that were tried with the engine, precision, attention, threads and streams chosen."""
     chosen = next((t for t in profile.trials if t.verdict == "chosen"), None)
     if chosen is None:
         return []
@@ -39,9 +39,10 @@ def curve_of(profile: Profile) -> list[Point]:
             is_of(trial, chosen)
             and is_measured
             and a.threads in (None, b.threads)
+            and a.streams in (None, b.streams)
             and a.max_batch_tokens
         ):
-            # The budgets were tried before the threads: where both are there, the last one counts.
+            # The budgets were tried before threads and streams: of several, the last one counts.
             found[a.max_batch_tokens] = Point(
                 a.max_batch_tokens, trial.tokens_per_second, trial.latency, trial is chosen
             )

@@ -12,6 +12,7 @@ import importlib.util
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from batchinfer.config import RunConfig
 from batchinfer.engines.base import Engine
@@ -98,6 +99,7 @@ class Search:
             best = self._choose_attention(best)
             best = self._choose_budget(best)
             best = self._choose_threads(best)
+            best = self._choose_streams(best)
             self._look_at_compilation(best)
         finally:
             self.lab.close()
@@ -237,25 +239,35 @@ class Search:
         return self.lab.try_(best.engine, best.dtype, settings, name, best, compares=False)
 
     def _choose_threads(self, best: Trial) -> Trial:
-        """As many as the engine has by itself, a half, a quarter: too many slow each other down."""
-        usual = self.lab.usual_threads.get(best.engine, 0)
+        """As many as the engine has by itself, or fewer: too many slow each other down."""
         if not self.is_on_cpu or self.asked.threads is not None:
             return best
-        rivals, threads = [], usual // 2
-        while threads >= 1:
-            name = f"{threads} thread{'s' if threads > 1 else ''}"
+        return self._choose_fewer("threads", best, self.lab.usual_threads.get(best.engine, 1))
+
+    def _choose_streams(self, best: Trial) -> Trial:
+        """As many batches at a time as the engine answers by itself, or fewer."""
+        if self.asked.streams is not None or best.settings.threads is not None:
+            return best
+        return self._choose_fewer("streams", best, self.lab.usual_streams.get(best.engine, 1))
+
+    def _choose_fewer(self, what: str, best: Trial, usual: int) -> Trial:
+        """The usual number, a half of it, a quarter, for as long as it helps."""
+        rivals, number = [], usual // 2
+        while number >= 1:
+            name = f"{number} {what[:-1] if number == 1 else what}"
             if not self.lab.has_time(best, loads=True):
                 self.not_tried.append(name)
                 break
-            settings = dataclasses.replace(best.settings, threads=threads)
+            changes: dict[str, Any] = {what: number}
+            settings = dataclasses.replace(best.settings, **changes)
             trial = self.lab.try_(best.engine, best.dtype, settings, name, best, compares=False)
             if trial is None:
                 break
             rivals.append(trial)
             if trial.tokens_per_second < best.tokens_per_second:
                 break
-            threads //= 2
-        return self._settle("threads", best, rivals, usual)
+            number //= 2
+        return self._settle(what, best, rivals, usual)
 
     def _look_at_compilation(self, best: Trial) -> None:
         """Say what `--compile` would bring on CUDA.
@@ -326,9 +338,7 @@ class Search:
     def _given_attention(self) -> str | None:
         return None if self.asked.attention == "auto" else self.asked.attention
 
-    def _settle(
-        self, what: str, best: Trial, rivals: Sequence[Trial], usual_threads: int = 0
-    ) -> Trial:
+    def _settle(self, what: str, best: Trial, rivals: Sequence[Trial], usual: int = 0) -> Trial:
         """The best of these; another than the one that stands has to be clearly faster."""
         winner = best
         for rival in rivals:
@@ -336,7 +346,7 @@ class Search:
                 winner = rival
 
         def value(trial: Trial) -> str:
-            return value_of(what, trial, usual_threads)
+            return value_of(what, trial, usual)
 
         others = [t for t in (best, *rivals) if t is not winner]
         if others:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
@@ -81,13 +82,14 @@ class Bench:
         while True:
             part = BatchBudget(size, budget.max_batch_rows)
             batch = self._batches(part, 0, 1, 0, 1)[0]
-            _, seconds = self._answer([batch], engine)
+            everywhere = [batch] * engine.streams
+            _, seconds = self._answer(everywhere, engine)
             if seconds < REPETITION_SECONDS:  # else what the first one pays once is little of it
-                _, seconds = self._answer([batch], engine)
+                _, seconds = self._answer(everywhere, engine)
             if size == budget.max_batch_tokens or 2 * seconds > REPETITION_SECONDS:
                 break
             size = min(budget.max_batch_tokens, _GROWTH * size)
-        self.rate = batch.num_tokens / max(1e-9, seconds)
+        self.rate = engine.streams * batch.num_tokens / max(1e-9, seconds)
         tokens = REPETITION_SECONDS * self.rate
         self._windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // budget.max_batch_tokens)))
         self._window_tokens = int(tokens / self._windows)
@@ -115,15 +117,15 @@ class Bench:
             if rates and self.clock() + last > self.deadline:
                 break
             began = self.clock()
-            batches = self._repetition(budget, max(0, turn))
+            batches = self._repetition(budget, max(0, turn), engine.streams)
             alone = batches[len(batches) // 2]
             if turn < 0:
                 self._answer(batches, engine)
                 continue
             if not turn and not is_cold:
-                _, seconds = self._answer([alone], engine)
+                warm, seconds = self._answer([alone] * engine.streams, engine)
                 if best and self.seconds_left < 0:
-                    return _summary([alone.num_tokens / max(1e-9, seconds)], [seconds])
+                    return _summary([warm * alone.num_tokens / max(1e-9, seconds)], [seconds])
             answered, seconds = self._answer(batches, engine)
             if answered < len(batches) and rates:  # the time is over; part of a repetition is none
                 break
@@ -142,9 +144,10 @@ class Bench:
                 break
         return _summary(rates, latencies)
 
-    def _repetition(self, budget: BatchBudget, turn: int) -> list[Batch]:
-        """The batches of one repetition, from every window."""
-        num = self._per_window(budget)
+    def _repetition(self, budget: BatchBudget, turn: int, streams: int) -> list[Batch]:
+        """The batches of one repetition, from every window; as many for each stream."""
+        alike = math.lcm(self._windows, streams) // self._windows
+        num = -(-self._per_window(budget) // alike) * alike
         windows = (
             self._batches(budget, window, self._windows, turn, num)
             for window in range(self._windows)

@@ -67,9 +67,9 @@ def rate_at(trial: Trial) -> str:
     return f"{trial.settings.max_batch_tokens:,}: {trial.tokens_per_second:,.0f} tokens/s"
 
 
-def value_of(what: str, trial: Trial, usual_threads: int) -> str:
-    """A trial's place on one coordinate: attention or threads."""
-    settings = trial.settings
+def value_of(what: str, trial: Trial, usual: int) -> str:
+    """A trial's place on one coordinate: attention, threads or streams."""
+    value = getattr(trial.settings, what)
     if what == "attention":
-        return settings.attention or "auto"
-    return f"{usual_threads} (the default)" if settings.threads is None else str(settings.threads)
+        return value or "auto"
+    return f"{usual} (the default)" if value is None else str(value)

@@ -189,7 +189,7 @@ def test_a_model_that_sees_across_rows_is_caught_at_the_start_and_padded(
     folder = made_model("bert", head)
     task = "embed" if head == "Model" else "classify"
     expected = ask(folder, TEXTS, task=task, attention="sdpa")
-    monkeypatch.setattr(attention, "_by_length", no_neighbourhood)
+    monkeypatch.setattr(attention, "attend_in_groups", no_neighbourhood)
     with pytest.raises(UsageError, match="packed attention changes the answers by"):
         engine_of(folder, task, attention="packed", device="cpu")
     with caplog.at_level(logging.WARNING):
@@ -210,8 +210,8 @@ def test_other_ways_to_be_wrong_are_caught_too(
     task = "embed"
     folder = made_model("modernbert")
     if fault == "window":
-        real = attention._by_length
-        monkeypatch.setattr(attention, "_by_length", lambda *a: real(*a[:-1], (-1, -1)))
+        real = attention.attend_in_groups
+        monkeypatch.setattr(attention, "attend_in_groups", lambda *a: real(*a[:-1], (-1, -1)))
     elif fault == "position":
         folder = made_model("roberta")
         monkeypatch.setattr(attention, "first_position", lambda config: 0)
@@ -280,7 +280,7 @@ def test_a_packed_forward_asks_the_device_for_nothing(
     engine.device, engine.model = torch.device("meta"), engine.model.to("meta")
     with pytest.raises(NotImplementedError, match="meta tensor"):  # the rows' bounds, as a list
         engine._forward(batch_of(7, 5, 2))
-    monkeypatch.setattr(attention, "_by_length", lambda query, *_: torch.empty_like(query))
+    monkeypatch.setattr(attention, "attend_in_groups", lambda query, *_: torch.empty_like(query))
     for name, value in engine._forward(batch_of(7, 5, 2)).items():
         assert value.is_meta
         assert tuple(value.shape) == (3, *engine.task.answers[name].shape)
@@ -293,7 +293,7 @@ def of_release(release: str) -> Any:
         assert gqa or q.shape[1] == k.shape[1], (
             "the kernel wants as many heads of keys as of queries"
         )
-        return attention._by_length(q, k, v, bounds, int(bounds.diff().max()), scale, window)
+        return attention.attend_in_groups(q, k, v, bounds, scale, window)
 
     def varlen_2_10(
         q: Any,
@@ -341,7 +341,7 @@ def test_the_kernel_is_called_as_each_release_of_torch_wants_it(
     torch.manual_seed(0)
     q, (k, v) = torch.randn(9, 4, 8), torch.randn(2, 9, heads_of_keys, 8)
     bounds = torch.tensor([0, 6, 9], dtype=torch.int32)
-    expected = attention._by_length(q, k, v, bounds, 6, scaling, window)
+    expected = attention.attend_in_groups(q, k, v, bounds, scaling, window)
     found = attention._by_kernel(q, k, v, bounds, 6, scaling, window)
     torch.testing.assert_close(found, expected)
 

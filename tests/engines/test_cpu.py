@@ -121,42 +121,26 @@ def test_joined_projections_serve_each_input_and_keep_nothing() -> None:
     for states in (first, second, first):
         for part, layer in zip(parts, layers, strict=True):
             torch.testing.assert_close(part(states), layer(states), rtol=1e-4, atol=1e-5)
-    assert joined._states is None and not joined._parts
+    assert joined._kept.states is None and not joined._kept.parts
     # asked in another order, or for the same one twice, they still answer for their own input
     torch.testing.assert_close(parts[2](first), layers[2](first), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts[2](first), layers[2](first), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(parts[0](second), layers[0](second), rtol=1e-4, atol=1e-5)
 
 
-@pytest.mark.parametrize("window", [(-1, -1), (2, 2), (-1, 0), (3, 0)])
-@pytest.mark.parametrize("length", [1, 3, 9])
-def test_attention_by_products_is_that_of_pytorch(
-    monkeypatch: pytest.MonkeyPatch, window: tuple[int, int], length: int
-) -> None:
-    torch.manual_seed(0)
-    q, k, v = torch.randn(3, 2, 4, length, 16)
-    left, right = (length if side < 0 else side for side in window)
-    offset = torch.arange(length) - torch.arange(length)[:, None]
-    seen = (offset >= -left) & (offset <= right)
-    expected = nn.functional.scaled_dot_product_attention(q, k, v, attn_mask=seen, scale=0.2)
-    found = attention._attend_alike(q, k, v, 0.2, window)
-    torch.testing.assert_close(found, expected)
-    torch.testing.assert_close(attention._by_products(q, k, v, 0.2, seen), expected)
-    monkeypatch.setattr(attention, "has_matrix_unit", lambda: False)
-    halves = attention._attend_alike(*(x.bfloat16() for x in (q, k, v)), 0.2, window)
-    assert distance(halves, expected) < 0.02
-
-
 def test_the_number_of_threads_is_the_users(made_model: Made) -> None:
-    before = torch.get_num_threads()
+    before, every = torch.get_num_threads(), min(cpu._USUAL_THREADS, cpu.usable_cores())
     spec, folder = describe(str(made_model("bert")), task="embed")
     try:
-        LocalEngine(
-            create_task(spec, "text", None), folder, dtype="float32", device="cpu", threads=1
-        )
-        assert torch.get_num_threads() == 1
-        LocalEngine(create_task(spec, "text", None), folder, dtype="float32", device="cpu")
-        assert torch.get_num_threads() == min(cpu._USUAL_THREADS, cpu.usable_cores())
+        task = create_task(spec, "text", None)
+        for threads, streams, each in (
+            (1, None, 1), (1, 3, 1), (4, None, 1), (4, 2, 2), (4, 1, 4), (12, None, 2), (None, 1, every)
+        ):  # fmt: skip
+            engine = LocalEngine(
+                task, folder, dtype="float32", device="cpu", threads=threads, streams=streams
+            )
+            assert torch.get_num_threads() == each
+            assert engine.threads == (threads or every)
     finally:
         torch.set_num_threads(before)
 
@@ -195,6 +179,6 @@ def test_memory_that_runs_out_at_the_start_decides_nothing(
     def run_out(*_: Any) -> Any:
         raise MemoryError
 
-    monkeypatch.setattr(attention, "_by_length", run_out)
+    monkeypatch.setattr(attention, "attend_in_groups", run_out)
     with pytest.raises(ModelError, match="cpu: out of memory for a few rows"):
         ask(made_model("bert"), ["one text"], task="embed")

@@ -442,7 +442,7 @@ def test_a_model_is_needed(tmp_path: Path) -> None:
 def test_threads_are_those_asked_for(made_model: Made) -> None:
     for threads in (1, 2):
         engine = engine_of(made_model("bert"), task="embed", threads=threads)
-        compiled = engine._request.get_compiled_model()
+        compiled = engine._compiled
         assert compiled.get_property("INFERENCE_NUM_THREADS") == min(threads, os.cpu_count() or 1)
 
 
