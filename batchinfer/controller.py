@@ -176,11 +176,13 @@ def _probe(
 ) -> _Found | None:
     """Time batches of a budget; None where that was over before they were answered."""
     # As many for each stream, lest some stand still at the end.
-    first, *others = batches(budget, 1 + (_BATCHES - 1) * engine.streams)
+    timed = engine.streams if engine.streams > 1 else _BATCHES - 1
+    first, *others = batches(budget, 1 + timed)
     began = clock()
-    # What is paid once is not timed: kernels, caches, memory from the driver. A half of a batch, then a
-    # whole one: two points of the line that memory follows.
-    for part in (first.halves()[0], first):
+    # What is paid once is not timed: kernels, caches, memory from the driver. Where memory is known, a
+    # half of a batch, then a whole one: two points of the line that it follows.
+    parts = (first.halves()[0], first) if engine.memory_use() is not None else (first,)
+    for part in parts:
         if len(part):
             if not _answer_all(engine, [part] * engine.streams, is_over):
                 return None

@@ -47,7 +47,7 @@ class StageSeconds:
 
     @property
     def on_device(self) -> float:
-        """Seconds in which the device had work: a batch's stages follow one another, never overlap."""
+        """Seconds in which the device had work; of a CPU's streams, the mean."""
         return self.copy + self.forward
 
     def rounded(self) -> StageSeconds:

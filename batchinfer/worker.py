@@ -153,6 +153,9 @@ class Worker:
     def _settle(self) -> RunConfig:
         """The configuration to load with: the plan's, and its profile's on the same kind of device."""
         config, tuned = self.plan.config, self.plan.tuned
+        if config.batch_timeout is not None and config.streams is None:
+            # The process that is watched is asked for one batch at a time: all threads are its own.
+            config = config.model_copy(update={"streams": 1})
         if tuned is None:
             return config
         kind = kind_of_device(config)
@@ -375,15 +378,18 @@ def answer(
                     return
                 yield batch
 
-    for batch, answers in engine.stream(feed()):
-        gathered = gathering[batch.chunk]
-        gathered.add(batch, answers)
-        progress.answered(len(batch), batch.num_tokens)
-        if gathered.is_complete:
-            answered = gathering.pop(batch.chunk).result()
-            progress.answered(answered.num_rows - len(answered.requests), 0)
-            progress.failed(len(answered.errors))
-            yield answered
+    with closing(engine.stream(feed())) as stream:
+        for batch, answers in stream:
+            gathered = gathering[batch.chunk]
+            gathered.add(batch, answers)
+            progress.answered(len(batch), batch.num_tokens)
+            if gathered.is_complete:
+                answered = gathering.pop(batch.chunk).result()
+                progress.answered(answered.num_rows - len(answered.requests), 0)
+                progress.failed(len(answered.errors))
+                yield answered
+            if stop.out_of_time:  # what is under way is dropped
+                return
 
 
 def write_behind(

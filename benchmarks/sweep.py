@@ -2,7 +2,7 @@
 
     python benchmarks/sweep.py sample_data/reviews.jsonl --model sample_data/tiny-sentiment --out sweep.json
 
-Every combination of engine, precision, attention, threads and batch budget answers the whole input,
+Every combination of engine, precision, attention, threads, streams and budget answers the whole input,
 tokenized before, in turn (A B C A B C), several rounds. What is compared are medians: the setting that
 tune chose, over the best setting whose answers hold by tune's own measure. Both come from the same
 rounds, so that the clock of one does not flatter the other.
@@ -46,29 +46,33 @@ class Setting:
     dtype: str
     attention: str
     threads: int
+    #: None: as many as the engine takes by itself.
+    streams: int | None
     tokens: int
 
     @property
-    def loaded(self) -> tuple[str, str, str, int]:
+    def loaded(self) -> tuple[str, str, str, int, int | None]:
         """What takes a model of its own."""
-        return self.engine, self.dtype, self.attention, self.threads
+        return self.engine, self.dtype, self.attention, self.threads, self.streams
 
 
 def settings() -> list[Setting]:
     """All of them; an attention is of the local engine alone, where auto is packed if the model can be."""
-    threads = sorted({usable_cores(), max(1, usable_cores() // 2)})
-    found = [
-        Setting("local", *point)
-        for point in itertools.product(
-            ("bfloat16", "float32"), ("auto", "sdpa", "eager"), threads, BUDGETS
-        )
-    ]
+    cores = usable_cores()
+    shares: list[tuple[int, int | None]] = [(cores, None)]
+    if cores > 1:
+        shares += [(cores, 1), (cores // 2, None)]
+    kinds = [("local", attention) for attention in ("auto", "sdpa", "eager")]
     if importlib.util.find_spec("openvino"):
-        found += [
-            Setting("openvino", dtype, "auto", count, tokens)
-            for dtype, count, tokens in itertools.product(("bfloat16", "float32"), threads, BUDGETS)
-        ]
-    return found
+        kinds.append(("openvino", "auto"))
+    return [
+        Setting(engine, dtype, attention, threads, streams, tokens)
+        for (engine, attention), dtype, (threads, streams), tokens in itertools.product(
+            kinds, ("bfloat16", "float32"), shares, BUDGETS
+        )
+        # Rows that are padded are answered one batch at a time anyway.
+        if not (streams == 1 and attention in ("sdpa", "eager"))
+    ]
 
 
 def setting_of(profile: Profile) -> Setting:
@@ -80,6 +84,7 @@ def setting_of(profile: Profile) -> Setting:
         profile.dtype,
         settings.attention or "auto",
         settings.threads or usable_cores(),
+        settings.streams,
         settings.max_batch_tokens,
     )
 
@@ -113,7 +118,7 @@ def main() -> int:
     def load(setting: Setting) -> Engine:
         update = {
             "engine": setting.engine, "dtype": setting.dtype, "attention": setting.attention,
-            "threads": setting.threads,
+            "threads": setting.threads, "streams": setting.streams,
         }  # fmt: skip
         return create_engine(plan.config.model_copy(update=update), task, folder)
 
@@ -122,7 +127,7 @@ def main() -> int:
 
     rows = probe_rows(sample)
     reference = answers_of(
-        load(Setting("local", "float32", "eager", usable_cores(), 1)),
+        load(Setting("local", "float32", "eager", usable_cores(), None, 1)),
         sample,
         rows,
         BatchBudget(1, 1),

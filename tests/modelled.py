@@ -31,7 +31,7 @@ class Modelled(FakeEngine):
 
     `room`: a larger batch runs out of memory. `shift` is added to every score, NaN for rows of
     `fails_at` tokens. `bytes_a_token`, with `weights` below them, of `memory` bytes: what it says of
-    its memory. `threads` that it has by itself.
+    its memory. `threads` and `streams` that it has by itself.
     """
 
     def __init__(
@@ -45,13 +45,18 @@ class Modelled(FakeEngine):
         memory: tuple[int, int, int] | None = None,
         device_kind: str = "cpu",
         threads: int | None = None,
+        streams: int = 1,
     ) -> None:
         super().__init__(TASK)
         self.clock, self.rate, self.room, self.shift = clock, rate, room, shift
         self.default_budget = BatchBudget(budget, 4096)
         self.memory, self.peak = memory, 0
-        self.device_kind, self.threads = device_kind, threads
+        self.device_kind, self.threads, self.num_streams = device_kind, threads, streams
         self.sizes: list[int] = []
+
+    @property
+    def streams(self) -> int:
+        return self.num_streams  # though it answers one after the other, by its own clock
 
     def answer(self, batch: Batch) -> Answers:
         size = len(batch) * batch.max_length

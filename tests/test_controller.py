@@ -50,6 +50,13 @@ def test_the_budget_grows_while_throughput_does() -> None:
     assert chosen(gpu(Clock(), knee_at(4096))) == 4096
 
 
+def test_every_stream_gets_as_many_batches_of_a_probe() -> None:
+    engine = gpu(Clock(), knee_at(32768), streams=4)
+    assert chosen(engine) == 32768
+    at_first = [size for size in engine.sizes if size == 4096]
+    assert len(at_first) == 4 + 4, "one each to warm it up, and one that is timed"
+
+
 def test_a_gain_of_a_percent_is_not_worth_the_memory() -> None:
     assert chosen(gpu(Clock(), lambda size: 1e6 * (1 + size / 4e6))) == 4096
 

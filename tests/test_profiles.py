@@ -131,6 +131,7 @@ def test_a_failed_write_leaves_the_profile_that_was_there(
         (lambda d: d["settings"].update(max_batch_tokens=0), "max_batch_tokens"),
         (lambda d: d["settings"].update(max_batch_tokens=True), "max_batch_tokens"),
         (lambda d: d["settings"].update(threads=-1), "threads"),
+        (lambda d: d["settings"].update(streams=0), "streams"),
         (lambda d: d["settings"].update(compile="yes"), "compile"),
         (lambda d: d["settings"].update(attention="divided"), "attention"),
         (lambda d: d["settings"].update(magic=1), "magic"),
@@ -199,6 +200,9 @@ def test_flags_win_over_the_profile(source: Path, tmp_path: Path) -> None:
     assert left == Settings(compile=True, workers=0, ceiling_tokens=900)
     assert left.fill(given).threads == 3
     assert Settings.decided_by(given) == Settings("sdpa", threads=3, max_batch_tokens=5)
+    streams = Settings(streams=2)
+    assert streams.fill(given).streams == 2 and streams.to_text() == "2 streams"
+    assert streams.left_open_by(given.model_copy(update={"streams": 1})).streams is None
     assert settings.fill(RunConfig()).attention == "packed"
 
 

@@ -179,7 +179,7 @@ def test_the_summary_and_report_json_say_where_the_time_went(cli: Cli, tmp_path:
     done = cli("run", "in.jsonl", "--engine", "fake", "--workers", "0", "-o", "out")
     assert done.returncode == 0, done.stderr
     [line] = [line for line in done.stdout.splitlines() if line.startswith("device busy ")]
-    for word in ("to start", "for input", "for the writer", "in turn with it",
+    for word in ("to start", "for input", "for the writer", "in the main process",
                  "read", "tokenize", "decode", "write"):  # fmt: skip
         assert word in line
     report = json.loads((tmp_path / "out" / "_batchinfer" / "report.json").read_text())

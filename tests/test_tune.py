@@ -197,6 +197,33 @@ def test_attention_threads_and_workers_are_chosen_by_measurement() -> None:
     assert any("threads 2, " in line and "4 (the default): 0.67" in line for line in found.reasons)
 
 
+def test_fewer_streams_are_chosen_where_they_are_faster() -> None:
+    def create(clock: Clock, config: RunConfig) -> Engine:
+        streams = config.streams or 8
+        rate = {8: 10_000.0, 4: 12_000.0, 2: 15_000.0, 1: 9_000.0}[streams]
+        return Modelled(clock, hill_at(4096, rate), threads=8, streams=streams)
+
+    found = search_with(create)
+    assert found.chosen.settings.streams == 2
+    assert {t.settings.streams for t in found.trials} == {None, 4, 2, 1}
+    assert any("streams 2, " in line and "8 (the default): 0.67" in line for line in found.reasons)
+    assert search_with(create, max_batch_tokens=4096).chosen.settings.streams == 2
+    given = search_with(create, streams=4)
+    assert {t.settings.streams for t in given.trials} == {None}, "the user's are not searched"
+
+
+@pytest.mark.parametrize("streams", [1, 2, 3, 8])
+def test_every_stream_gets_as_many_batches_of_a_repetition(streams: int) -> None:
+    clock = Clock()
+    bench = Bench(sample_of(UNIFORM), 1e6, clock)
+    engine = Modelled(clock, lambda size: 20_000.0, streams=streams)
+    budget = BatchBudget(1024, 4096)
+    bench.calibrate(engine, budget)
+    assert bench.rate == pytest.approx(20_000.0)
+    assert len(bench._repetition(budget, 0)) % streams == 0
+    assert bench.measure(engine, budget).tokens_per_second == pytest.approx(20_000.0, rel=0.01)
+
+
 def test_more_workers_are_asked_for_where_the_device_outruns_a_tokenizer() -> None:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(search_module, "usable_cores", lambda: 64)
@@ -224,7 +251,7 @@ def test_the_first_repetition_of_a_compiled_model_does_not_count() -> None:
         clock = Clock()
         bench = Bench(sample_of(UNIFORM), 1e6, clock)
         bench.calibrate(Modelled(clock, lambda size: 20_000.0), BatchBudget(4096, 4096))
-        first = len(bench._repetition(BatchBudget(4096, 4096), 0, 1))
+        first = len(bench._repetition(BatchBudget(4096, 4096), 0))
         engine = Modelled(clock, lambda size: 0.0)
 
         def rate(size: int, engine: Modelled = engine, first: int = first) -> float:

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
+import time
 from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pytest
 
-from batchinfer import worker
+from batchinfer import RunConfig, worker
 from batchinfer.batching import make_batches
 from batchinfer.core import (
     AnsweredChunk,
@@ -22,10 +26,12 @@ from batchinfer.core import (
 )
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
 from batchinfer.errors import ModelError
+from batchinfer.planning import make_plan
+from batchinfer.profiles import Settings, Tuned
 from batchinfer.reporting.progress import Rates
 from batchinfer.stages import Stopwatch
 from batchinfer.tasks import create_task
-from batchinfer.worker import StopSignal, answer, write_behind
+from batchinfer.worker import StopSignal, Worker, answer, write_behind
 
 TASK = create_task(describe("classify", None), "text", None)
 BUDGET = BatchBudget(64, 8)
@@ -288,3 +294,53 @@ def test_a_failed_write_stops_the_run() -> None:
 
     with pytest.raises(OSError, match="No space left"):
         list(write_behind(commit, iter(range(5)), Stopwatch()))  # type: ignore[arg-type]
+
+
+def test_a_stop_out_of_time_drops_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Slow(FakeEngine):
+        def answer(self, batch: Batch) -> Answers:
+            asked.append(batch)
+            stop.set()
+            time.sleep(0.1)
+            return super().answer(batch)
+
+    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
+    stop, given = StopSignal(), list[int]()
+    asked: list[Batch] = []
+
+    def chunks() -> Iterator[LoadedChunk]:
+        for index in range(50):
+            given.append(index)
+            yield loaded_chunk(index, texts(1, seed=index))
+
+    engine = Slow(TASK)
+    engine.open_streams(4, lambda: None)
+    done = answer_all(chunks(), engine, stop)
+    engine.close()
+    assert len(asked) <= 8 and len(given) <= 9
+    assert [chunk.chunk.id.chunk for chunk in done] == [0], "the one that had landed"
+
+
+@pytest.mark.parametrize(
+    ("changes", "streams"),
+    [
+        ({}, 8),
+        ({"batch_timeout": 60}, 1),
+        ({"batch_timeout": 60, "streams": 2}, 2),
+        ({"streams": 3}, 3),
+    ],
+)
+def test_a_watched_process_computes_one_batch_with_all_threads(
+    tmp_path: Path, changes: dict[str, Any], streams: int
+) -> None:
+    """It is asked for one batch at a time, whatever a profile found for runs without a limit."""
+    (tmp_path / "in.jsonl").write_text('{"text": "a"}\n')
+    job = RunConfig(
+        inputs=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), engine="fake", **changes
+    )
+    plan, folder = make_plan(job)
+    tuned = Tuned(
+        "cpu", "fake", "float32", Settings(streams=8, threads=16), "some file", "2026-01-31"
+    )
+    mine = Worker(dataclasses.replace(plan, tuned=tuned), folder, Rates(), StopSignal())
+    assert (mine._settle().streams, mine._settle().threads) == (streams, 16)

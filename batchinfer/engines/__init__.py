@@ -108,8 +108,7 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         device=config.device,
         attention=config.attention,
         threads=config.threads,
-        # With a limit to its time, each batch is asked for alone: all threads are its own.
-        streams=config.streams or (None if config.batch_timeout is None else 1),
+        streams=config.streams,
         compile=config.compile,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,

@@ -92,7 +92,8 @@ def obstacle_to_streams(model: Any, *, is_packed: bool) -> str:
     """
     if not is_packed:
         return f"{type(model).__name__} answers one batch at a time where its rows are padded"
-    rope = str(getattr(model.config, "rope_parameters", None) or model.config.to_dict())
+    names = ("rope_parameters", "rope_scaling")
+    rope = str([getattr(model.config, name, None) for name in names])
     if "dynamic" in rope or "longrope" in rope:
         return f"{type(model).__name__} answers one batch at a time: its positions depend on it"
     return ""

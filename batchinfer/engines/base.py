@@ -5,16 +5,16 @@ from __future__ import annotations
 import logging
 from abc import ABC, abstractmethod
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, wait
 from dataclasses import dataclass
 
 import numpy as np
 
 from batchinfer.core import Answers, Batch, BatchBudget
-from batchinfer.engines.streams import Streams
+from batchinfer.engines.streams import Landed, Streams, timed
 from batchinfer.errors import ModelError, one_line
-from batchinfer.stages import StageSeconds, Stopwatch
+from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
@@ -80,7 +80,7 @@ class Engine(ABC):
         """Whether batches should arrive in page-locked memory."""
         return False
 
-    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
+    def stream(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Answers]]:
         """Answer every request of every batch.
 
         A batch that fails is halved, down to the request that fails alone; that one comes back with
@@ -95,45 +95,58 @@ class Engine(ABC):
 
     def _side_by_side(
         self, batches: Iterable[Batch], streams: Streams
-    ) -> Iterator[tuple[Batch, Answers]]:
-        """Answer batches in streams, in their order; one that fails is answered again, alone."""
-        flying: deque[tuple[Batch, Future[tuple[Answers, StageSeconds]] | None]] = deque()
+    ) -> Generator[tuple[Batch, Answers]]:
+        """Answer batches in streams, in their order."""
+        flying: deque[_Flying] = deque()
         try:
             for batch in batches:
-                starts = len(batch) and not self.is_too_large(batch)
-                flying.append((batch, streams.start(self.answer, batch) if starts else None))
-                # One waits behind each that is computed: streams never wait for this thread.
-                if len(flying) == 2 * streams.count:
-                    yield from self._collect(*flying.popleft(), [f for _, f in flying])
+                for part in self.split(batch):
+                    landing = streams.start(self.answer, part) if len(part) else None
+                    flying.append(_Flying(part, landing, streams.room))
+                    while len(flying) >= streams.room:
+                        yield from self._collect(flying, streams)
             while flying:
-                yield from self._collect(*flying.popleft(), [f for _, f in flying])
+                yield from self._collect(flying, streams)
         finally:
-            for _, future in flying:
-                if future is not None:
-                    future.cancel()
+            for other in flying:
+                if other.landing is not None:
+                    other.landing.cancel()
 
-    def _collect(
-        self,
-        batch: Batch,
-        future: Future[tuple[Answers, StageSeconds]] | None,
-        others: Iterable[Future[tuple[Answers, StageSeconds]] | None],
-    ) -> Iterator[tuple[Batch, Answers]]:
-        if future is not None:
-            try:
-                answers, seconds = future.result()
-            except Exception as error:  # it holds the failed frame's tensors: let go of it first
-                if self.is_fatal(error):
-                    raise self.lost(error) from error
-            else:
-                self._has_answered = True
-                self.watch.add(seconds)
-                yield batch, answers
-                return
-            del future
-        for other in others:  # alone: what ran out of memory has all of it now
-            if other is not None:
-                other.exception()
+    def _collect(self, flying: deque[_Flying], streams: Streams) -> Iterator[tuple[Batch, Answers]]:
+        """Wait for the batch that was begun first. One that fails is answered again, alone."""
+        first = flying.popleft()
+        batch = first.batch
+        if first.landing is None:
+            yield batch, self.no_answers()
+            return
+        landed = first.landing.result()
+        self.watch.add(landed.seconds)
+        if landed.answers is not None:
+            self._has_answered = True
+            yield batch, landed.answers
+            return
+        assert landed.error is not None
+        if self.is_fatal(landed.error):
+            raise self.lost(landed.error) from landed.error
+        wait([other.landing for other in flying if other.landing is not None])
+        ceiling = self._ceiling
         yield from self.answer_or_halve(batch)
+        fits_alone = self.is_out_of_memory(landed.error) and self._ceiling == ceiling
+        if fits_alone and first.room == streams.room:  # else that was learned from another one
+            streams.make_room()
+            log.warning(
+                f"{self.device_kind}: out of memory with several batches at a time; fewer from here on"
+            )
+
+    def split(self, batch: Batch) -> Iterator[Batch]:
+        """A batch in as few parts as memory is known to need."""
+        pending = [batch]
+        while pending:
+            part = pending.pop()
+            if self.is_too_large(part):
+                pending += reversed(part.halves())
+            else:
+                yield part
 
     def answer_or_halve(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
         """Answer a batch in as few parts as it takes."""
@@ -146,25 +159,18 @@ class Engine(ABC):
             if self.is_too_large(part):
                 pending += reversed(part.halves())
                 continue
-            failure, ran_out = "", False
-            try:
-                if self._streams is None:
-                    with self.watch.measure("forward"):
-                        answers = self.answer(part)
-                else:  # where it has as many threads as in any run: the last bits depend on them
-                    answers, seconds = self._streams.start(self.answer, part).result()
-                    self.watch.add(seconds)
-            except Exception as error:  # whatever the model raises is the fault of some row
-                if self.is_fatal(error):
-                    raise self.lost(error) from error
-                ran_out = self.is_out_of_memory(error)
-                # Only the reason leaves this block: the exception holds the tensors of the frame
-                # that failed, and memory must be free before the halves are tried.
-                failure = reason(error)
-            if not failure:
+            landed = self._answer_alone(part)
+            self.watch.add(landed.seconds)
+            if landed.answers is not None:
                 self._has_answered = True
-                yield part, answers
-            elif len(part) == 1:
+                yield part, landed.answers
+                continue
+            error = landed.error  # whatever the model raises is the fault of some row
+            assert error is not None
+            if self.is_fatal(error):
+                raise self.lost(error) from error
+            if len(part) == 1:
+                failure = reason(error)
                 self._failed_alone += 1
                 if self._failed_alone >= HOPELESS and not self._has_answered:
                     raise ModelError(
@@ -173,9 +179,15 @@ class Engine(ABC):
                 yield part, Answers({}, error=failure)
             else:
                 self.recover()
-                if ran_out:
+                if self.is_out_of_memory(error):
                     self._lower_ceiling(part)
                 pending += reversed(part.halves())
+
+    def _answer_alone(self, batch: Batch) -> Landed:
+        """Answer a batch with as many threads as in any run: the last bits depend on them."""
+        if self._streams is None:
+            return timed(self.answer, batch)
+        return self._streams.start(self.answer, batch).result()
 
     def no_answers(self) -> Answers:
         """The answers of a batch without requests."""
@@ -232,6 +244,15 @@ class Engine(ABC):
         if self._streams is not None:
             self._streams.close()
             self._streams = None
+
+
+@dataclass(frozen=True, slots=True)
+class _Flying:
+    """A batch that a stream has, but for an empty one; `room`: of the streams when it was begun."""
+
+    batch: Batch
+    landing: Future[Landed] | None
+    room: int
 
 
 def _size(batch: Batch) -> int:

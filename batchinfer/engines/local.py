@@ -14,7 +14,7 @@ import inspect
 import logging
 import time
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -92,8 +92,8 @@ class LocalEngine(Engine):
     transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
     that a CPU answers at a time; None: one a thread, up to a limit, where the model allows it. `compile`:
     by torch.compile, on CUDA. Raises UsageError for a device that is not there, and for packed attention,
-    compiling or streams where they are impossible, and ModelError for weights that are missing, broken,
-    or not those of the task.
+    compiling or (on a CPU) streams where they are impossible, and ModelError for weights that are missing,
+    broken, or not those of the task.
     """
 
     def __init__(
@@ -139,6 +139,7 @@ class LocalEngine(Engine):
         self.is_packed = False
         canary = self._canary()
         if self.device.type == "cpu":
+            self._threads_before = torch.get_num_threads()  # the process's, and the user's
             self.threads = threads or cpu.usual_threads()
             torch.set_num_threads(self.threads)
             self._speed_up(canary, load)
@@ -160,19 +161,14 @@ class LocalEngine(Engine):
         values = self._forward(batch)
         return Answers({name: value.cpu().numpy() for name, value in values.items()})
 
-    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
+    def stream(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Answers]]:
         """Answer every request of every batch; a GPU has the next ones before one is read."""
         if self.device.type != "cuda":
             yield from super().stream(batches)
             return
         flying: deque[_Flight] = deque()
         for batch in batches:
-            pending = [batch]
-            while pending:
-                part = pending.pop()
-                if self.is_too_large(part):
-                    pending += reversed(part.halves())
-                    continue
+            for part in self.split(batch):
                 if (launched := self._try_launch(part)) is not None:
                     flying.append(launched)
                 while flying and (launched is None or len(flying) >= _IN_FLIGHT):
@@ -225,6 +221,8 @@ class LocalEngine(Engine):
     def close(self) -> None:
         """Drop the model and give its memory back."""
         super().close()
+        if self.model is not None and self.device.type == "cpu":
+            torch.set_num_threads(self._threads_before)
         self.model = None
         self.recover()
 

@@ -133,7 +133,9 @@ class OpenVinoEngine(Engine):
         self._own = threading.local()
         # Its binding to Python sets itself up when it is first used, and two threads that use it first
         # at the same time wait for each other for good.
-        with suppress(RuntimeError):  # what is wrong with the model will show on the rows
+        with suppress(
+            RuntimeError, MemoryError
+        ):  # what is wrong with the model will show on the rows
             self.answer(_smallest_batch(graph))
         self.open_streams(streams, _do_nothing)
 

@@ -15,7 +15,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing import connection, get_context
@@ -87,7 +87,7 @@ class SupervisedEngine(Engine):
         """Answer a batch of at least one request, in the child."""
         raise NotImplementedError("stream() asks the child, which halves what fails there")
 
-    def stream(self, batches: Iterable[Batch]) -> Iterator[tuple[Batch, Answers]]:
+    def stream(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Answers]]:
         """Answer every request of every batch, up to a stop.
 
         A row that kills its process comes back with an error. Raises ModelError where many do and no

@@ -105,7 +105,7 @@ class RunReport:
             processes = "process" if self.workers == 1 else "processes"
             loaders = f"ahead of it, in {self.workers} {processes},"
         else:
-            loaders = "in turn with it,"
+            loaders = "in the main process,"
         busy, forward, copy, start, loading, writer = (
             f"{100 * self._share(seconds):.0f} %"
             for seconds in (stages.on_device, stages.forward, stages.copy, stages.wait_start,

@@ -60,10 +60,9 @@ class Lab:
         self.reference: Values | None = None
         self.trials: list[Trial] = []
         self.load_seconds: dict[Trial, float] = {}
-        #: By engine: the threads that it computes with, and the batches that it answers at a time, where
-        #: nobody says how many.
-        self.usual_threads: dict[str, int] = {}
-        self.usual_streams: dict[str, int] = {}
+        #: The threads that a trial's engine computed with, and the batches that it answered at a time.
+        self.threads: dict[Trial, int] = {}
+        self.streams: dict[Trial, int] = {}
         self._engine: Engine | None = None
         self._loaded: RunConfig | None = None
         self._loading = 0.0
@@ -167,8 +166,7 @@ class Lab:
             inherited if agreement is None else round(agreement.value, 6),
             verdict_of(measured, agreement, is_rival=best is not None),
         )
-        self._note(trial)
-        self.load_seconds[trial] = self._loading
+        self._keep(trial, opened)
         return trial
 
     def repeat(self, trial: Trial, name: str) -> Trial | None:
@@ -186,8 +184,7 @@ class Lab:
         again = _trial(
             trial.engine, trial.dtype, trial.settings, measured, trial.agreement, trial.verdict
         )
-        self._note(again)
-        self.load_seconds[again] = self._loading
+        self._keep(again, opened)
         return again
 
     def close(self) -> None:
@@ -195,6 +192,11 @@ class Lab:
         if self._engine is not None:
             self._engine.close()
         self._engine = self._loaded = None
+
+    def _keep(self, trial: Trial, engine: Engine) -> None:
+        self.load_seconds[trial] = self._loading
+        self.threads[trial], self.streams[trial] = engine.threads or 1, engine.streams
+        self._note(trial)
 
     def _note(self, trial: Trial) -> None:
         self.trials.append(trial)
@@ -240,10 +242,6 @@ class Lab:
             started = self.bench.clock()
             self._engine = self.create(config)
             self._loading, self._loaded = self.bench.clock() - started, config
-            if config.threads is None and self._engine.threads is not None:
-                self.usual_threads[config.engine] = self._engine.threads
-            if config.streams is None and config.threads is None:
-                self.usual_streams[config.engine] = self._engine.streams
         return self._engine
 
 

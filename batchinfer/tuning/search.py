@@ -242,13 +242,13 @@ class Search:
         """As many as the engine has by itself, or fewer: too many slow each other down."""
         if not self.is_on_cpu or self.asked.threads is not None:
             return best
-        return self._choose_fewer("threads", best, self.lab.usual_threads.get(best.engine, 1))
+        return self._choose_fewer("threads", best, self.lab.threads[best])
 
     def _choose_streams(self, best: Trial) -> Trial:
         """As many batches at a time as the engine answers by itself, or fewer."""
-        if self.asked.streams is not None or best.settings.threads is not None:
+        if self.asked.streams is not None:
             return best
-        return self._choose_fewer("streams", best, self.lab.usual_streams.get(best.engine, 1))
+        return self._choose_fewer("streams", best, self.lab.streams[best])
 
     def _choose_fewer(self, what: str, best: Trial, usual: int) -> Trial:
         """The usual number, a half of it, a quarter, for as long as it helps."""
@@ -330,8 +330,8 @@ class Search:
 
     def _budgets(self) -> Iterator[int]:
         tokens = FIRST_TOKENS.get(self.device_kind, FIRST_TOKENS_OF_GPU)
-        # Of a larger one, the sample could not fill two batches.
-        while tokens <= min(LAST_TOKENS, self.bench.sample.num_tokens // 2):
+        # Of a larger one, the sample could not fill two batches a stream.
+        while tokens <= min(LAST_TOKENS, self.bench.sample.num_tokens // (2 * self.bench.streams)):
             yield tokens
             tokens *= 2
 

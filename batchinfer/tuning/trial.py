@@ -66,6 +66,8 @@ class Bench:
         self._window_tokens = 0
         #: Tokens a second of the engine that this was calibrated by; 0: not yet.
         self.rate = 0.0
+        #: Batches that the engine timed last answers at a time.
+        self.streams = 1
 
     @property
     def seconds_left(self) -> float:
@@ -78,7 +80,7 @@ class Bench:
 
     def calibrate(self, engine: Engine, budget: BatchBudget) -> None:
         """Choose how much is answered in a repetition, by batches of up to this budget."""
-        size = max(1, budget.max_batch_tokens // _FIRST_PART)
+        size, self.streams = max(1, budget.max_batch_tokens // _FIRST_PART), engine.streams
         while True:
             part = BatchBudget(size, budget.max_batch_rows)
             batch = self._batches(part, 0, 1, 0, 1)[0]
@@ -91,17 +93,19 @@ class Bench:
             size = min(budget.max_batch_tokens, _GROWTH * size)
         self.rate = engine.streams * batch.num_tokens / max(1e-9, seconds)
         tokens = REPETITION_SECONDS * self.rate
-        self._windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // budget.max_batch_tokens)))
+        windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // budget.max_batch_tokens)))
+        self._windows = 1 << (windows.bit_length() - 1)  # so that they divide among streams
         self._window_tokens = int(tokens / self._windows)
 
     def seconds_for(self, budget: BatchBudget, tokens_per_second: float) -> float:
         """About what measuring a setting takes that is as fast as this."""
-        window = max(self._window_tokens, budget.max_batch_tokens)
-        a_repetition = min(self._windows * window, int(self._before[-1]))
-        alone = min(budget.max_batch_tokens, a_repetition)
-        if a_repetition > alone:  # a batch is timed alone, too
-            a_repetition += alone
-        return (alone + MIN_REPETITIONS * a_repetition) / max(1.0, tokens_per_second)
+        total, size = int(self._before[-1]), budget.max_batch_tokens
+        batches = self._windows * self._per_window(budget)
+        alone, a_repetition = min(size, total), min(batches * size, total)
+        if a_repetition > alone:  # a batch is timed alone, too, on one stream of several
+            a_repetition += alone * self.streams
+        warm = alone * self.streams
+        return (warm + MIN_REPETITIONS * a_repetition) / max(1.0, tokens_per_second)
 
     def measure(
         self, engine: Engine, budget: BatchBudget, best: float = 0.0, *, is_cold: bool = False
@@ -110,6 +114,7 @@ class Bench:
 
         `is_cold`: the first repetition makes the kernels of its shapes, and is not counted.
         """
+        self.streams = engine.streams
         rates: list[float] = []
         latencies: list[float] = []
         last = 0.0
@@ -117,7 +122,7 @@ class Bench:
             if rates and self.clock() + last > self.deadline:
                 break
             began = self.clock()
-            batches = self._repetition(budget, max(0, turn), engine.streams)
+            batches = self._repetition(budget, max(0, turn))
             alone = batches[len(batches) // 2]
             if turn < 0:
                 self._answer(batches, engine)
@@ -144,10 +149,9 @@ class Bench:
                 break
         return _summary(rates, latencies)
 
-    def _repetition(self, budget: BatchBudget, turn: int, streams: int) -> list[Batch]:
-        """The batches of one repetition, from every window; as many for each stream."""
-        alike = math.lcm(self._windows, streams) // self._windows
-        num = -(-self._per_window(budget) // alike) * alike
+    def _repetition(self, budget: BatchBudget, turn: int) -> list[Batch]:
+        """The batches of one repetition, from every window."""
+        num = self._per_window(budget)
         windows = (
             self._batches(budget, window, self._windows, turn, num)
             for window in range(self._windows)
@@ -155,8 +159,10 @@ class Bench:
         return [batch for window in windows for batch in window]
 
     def _per_window(self, budget: BatchBudget) -> int:
-        """Batches of a window: as many as give about the same tokens at each budget."""
-        return max(1, round(self._window_tokens / budget.max_batch_tokens))
+        """Batches of a window: about the same tokens at each budget, and as many for each stream."""
+        num = max(1, round(self._window_tokens / budget.max_batch_tokens))
+        alike = math.lcm(self._windows, self.streams) // self._windows
+        return -(-num // alike) * alike
 
     def _batches(
         self, budget: BatchBudget, window: int, windows: int, turn: int, num: int

@@ -46,8 +46,9 @@ def tune(
     of the sample has a text), ModelError, or StorageError.
     """
     began = clock()
-    # Only the text columns are read, and an earlier profile must not decide anything.
-    update = {"profile": "none", "keep": ("none",)}
+    # Only the text columns are read, and neither an earlier profile nor a limit to a batch's time must
+    # decide anything.
+    update = {"profile": "none", "keep": ("none",), "batch_timeout": None}
     plan, folder = make_plan(config.model_copy(update=update), is_rehearsal=True)
     kind = kind_of_device(plan.config)
     key = key_of(config, plan.model, kind)

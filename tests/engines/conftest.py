@@ -81,6 +81,7 @@ def ask(
     dtype: str = "float32",
     device: str = "cpu",
     attention: str = "auto",
+    threads: int | None = None,
 ) -> AnsweredChunk:
     """What a run does with one chunk, without readers, workers and writers."""
     spec, place = describe(str(folder), task=task, max_length=max_length)
@@ -88,7 +89,9 @@ def ask(
     columns = {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
     chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
     requests = chosen.encode(chunk, make_encoder(place, spec))
-    engine = LocalEngine(chosen, place, dtype=dtype, device=device, attention=attention)
+    engine = LocalEngine(
+        chosen, place, dtype=dtype, device=device, attention=attention, threads=threads
+    )
     batches = make_batches(chunk.id, requests, budget or BatchBudget(1024, 64))
     if engine.pins_memory:
         batches = [batch.pin_memory() for batch in batches]

@@ -89,24 +89,6 @@ def test_rows_are_as_wide_as_the_hardware_likes(
     assert len(asked) == len(set(widths)), "rows of one width are one group"
 
 
-def test_what_is_padded_reaches_no_answer(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Behind the end of a row lies its last token, once more: hidden, it changes nothing."""
-    monkeypatch.setattr(grouped, "has_matrix_unit", lambda: True)
-    query, key, value = (x.bfloat16() for x in states(4, 4))
-    group = grouped._Group.of(0, [18, 17], 32)
-    key, value = key.clone(), value.clone()
-    before = attend_in_groups(query[:35], key[:35], value[:35], bounds(18, 17), None, (-1, -1))
-    key[17], value[17] = 1000, torch.nan  # the last token of the first row: it sees itself
-    after = attend_in_groups(query[:35], key[:35], value[:35], bounds(18, 17), None, (-1, -1))
-    assert group.is_token is not None and group.is_token.sum() == 35
-    assert after[:18].isnan().all(), "NaN of a row is the row's"
-    assert torch.equal(after[18:], before[18:]), "and nobody else's"
-
-
-def bounds(*lengths: int) -> torch.Tensor:
-    return torch.tensor([0, *torch.tensor(lengths).cumsum(0)], dtype=torch.int32)
-
-
 def test_groups_are_made_once_a_batch(monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     real = grouped._divide

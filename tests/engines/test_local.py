@@ -141,7 +141,7 @@ def test_the_weights_run_in_the_precision_asked_for(made_model: Made) -> None:
     engine = LocalEngine(create_task(spec, "text", None), folder, dtype="bfloat16", device="cpu")
     assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
     assert (engine.dtype, engine.device_kind, engine.pins_memory) == ("bfloat16", "cpu", False)
-    assert engine.default_budget.max_batch_tokens == 4096
+    assert engine.default_budget.max_batch_tokens == 2048
     assert not engine.model.training
 
 
