@@ -273,7 +273,7 @@ def test_a_job_that_differs_in_any_knob_is_refused_by_its_name(name: str, tmp_pa
     source.write_text("\n".join(["id,text,title", *lines]) + "\n")
     kind: dict[str, Any] = {}
     if name == "dtype":  # the fake engine has but one
-        kind = {"engine": "local", "model": str(MODEL), "dtype": "float32"}
+        kind = {"engine": "local", "model": str(MODEL), "dtype": "float32", "streams": 1}
     run_partly(config(source, tmp_path / "out", **kind), 15)
     other: dict[str, Any] = {name: OTHERWISE[name]}
     if name in ("delimiter", "header"):  # the columns have other names then
