@@ -65,7 +65,7 @@ def infer(
                 f"no column '{name}' in the DataFrame; it has: {', '.join(map(str, frame.columns))}"
             )
     spec, folder = describe_model(config)
-    task = create_task(spec, column, pair)
+    task = create_task(spec, config)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
     if taken := [name for name in names if name in frame.columns and name not in BOOKKEEPING]:
@@ -98,8 +98,9 @@ def infer(
 #: Settings of RunConfig that mean something for texts in memory.
 SETTINGS = (
     "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
-    "text_column", "text_pair_column", "output_prefix", "device", "attention", "max_batch_tokens",
-    "max_batch_rows",
+    "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype",
+    "aggregation", "text_column", "text_pair_column", "output_prefix", "device", "attention",
+    "max_batch_tokens", "max_batch_rows",
 )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from batchinfer.errors import UsageError, one_line
 ENV_PREFIX = "BATCHINFER_"
 
 #: Panels of `run --help`, in this order.
-MODEL, INPUT, OUTPUT, SPEED, CONDUCT = "Model", "Input", "Output", "Speed", "Conduct"
+MODEL, TASK, INPUT, OUTPUT, SPEED, CONDUCT = "Model", "Task", "Input", "Output", "Speed", "Conduct"
 
 
 def knob(
@@ -113,6 +113,7 @@ Text = Annotated[str, AfterValidator(_unicode)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
 Types = Annotated[dict[Text, Text], BeforeValidator(_assignments)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
+AutoBool = Annotated[bool | None, BeforeValidator(_auto_is_none)]
 Duration = Annotated[float | None, BeforeValidator(_seconds)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 
@@ -136,7 +137,7 @@ class RunConfig(BaseModel):
     allow_pickle: bool = knob(
         False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL
     )
-    task: Literal["auto", "classify", "embed"] = knob(
+    task: Literal["auto", "classify", "embed", "token-classify", "score", "zero-shot"] = knob(
         "auto", "What the model does; auto: found from the model", MODEL
     )
     engine: Literal["auto", "local", "openvino", "fake"] = knob(
@@ -155,6 +156,40 @@ class RunConfig(BaseModel):
         ge=1,
         le=1 << 30,
     )
+
+    top_k: AutoInt = knob(
+        None,
+        "classify: list the K best labels, too; score: the K best documents",
+        TASK,
+        ge=1,
+        le=1 << 20,
+    )
+    all_scores: bool = knob(False, "classify: list every label with its score, too", TASK)
+    pooling: Literal["auto", "mean", "cls", "last"] = knob(
+        "auto", "embed: how a row's states become a vector; auto: as the model says", TASK
+    )
+    normalize: AutoBool = knob(
+        None, "embed: vectors of length one [default: as the model says]", TASK
+    )
+    prompt: Text | None = knob(
+        None, "embed: what is put before each text [default: as the model says]", TASK
+    )
+    truncate_dim: AutoInt = knob(None, "embed: keep the first N dimensions only", TASK, ge=1)
+    embedding_dtype: Literal["float32", "float16"] = knob(
+        "float32", "embed: precision of the vectors that are written", TASK
+    )
+    aggregation: Literal["none", "simple", "first", "average", "max"] = knob(
+        "simple", "token-classify: how tokens become entities, as in transformers' pipeline", TASK
+    )
+
+    labels: Names = knob((), "zero-shot: what texts may be (repeatable)", TASK)
+    labels_column: Text | None = knob(
+        None, "zero-shot: a column with a list of labels for each row", TASK, min_length=1
+    )
+    hypothesis: Text = knob(
+        "This example is {}.", "zero-shot: the sentence that a label, in place of {}, makes", TASK
+    )
+    multi_label: bool = knob(False, "zero-shot: each label for itself; several may hold", TASK)
 
     text_column: Text = knob("text", "Column to read", INPUT, min_length=1)
     text_pair_column: Text | None = knob(None, "Second text of a pair", INPUT)
@@ -238,6 +273,12 @@ class RunConfig(BaseModel):
         None, "Processes that read and tokenize ahead; 0: the main process [default: by input]", SPEED,
         free=True, ge=0, le=256,
     )  # fmt: skip
+
+    @property
+    def text_columns(self) -> tuple[str, ...]:
+        """The columns that a row is answered by."""
+        named = (self.text_column, self.text_pair_column, self.labels_column)
+        return tuple(name for name in named if name)
 
     def error_allowance(self, num_rows: int) -> int:
         """How many error rows of `num_rows` are tolerated."""

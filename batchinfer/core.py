@@ -147,7 +147,8 @@ class Requests:
     `row` int32[n]: the row of the chunk that request i belongs to. `cost` int32[n]: its tokens.
     `truncated` bool[n]: whether tokens were cut to the model's limit. `fields`: flat arrays of
     `offsets[-1]` items each ("input_ids", "token_type_ids"); request i owns [offsets[i], offsets[i+1]).
-    `errors`: rows of the chunk that could not be encoded, and why.
+    `errors`: rows of the chunk that could not be encoded, and why. `notes`: arrays of as many items that
+    only decoding needs (where in the text a token stands); they do not go to the device.
     """
 
     row: Int32Array
@@ -156,18 +157,28 @@ class Requests:
     offsets: Int64Array
     fields: Mapping[str, Int32Array]
     errors: Mapping[int, str] = field(default_factory=dict)
+    notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
 
     def __len__(self) -> int:
         return len(self.row)
 
+    def with_errors(self, errors: Mapping[int, str]) -> Requests:
+        """These requests, with further rows that could not be encoded."""
+        return dataclasses.replace(self, errors={**errors, **self.errors}) if errors else self
+
     def select(self, indices: Int64Array) -> dict[str, Int32Array]:
         """The fields of these requests, packed one behind the other in this order."""
+        source = self.places(indices)
+        return {name: values[source] for name, values in self.fields.items()}
+
+    def places(self, indices: Int64Array) -> Int64Array:
+        """Where the tokens of these requests stand in a field, packed in this order."""
         lengths = self.cost[indices].astype(np.int64)
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
         shift = np.repeat(self.offsets[indices] - (ends - lengths), lengths)
-        source = np.arange(total, dtype=np.int64) + shift
-        return {name: values[source] for name, values in self.fields.items()}
+        places: Int64Array = np.arange(total, dtype=np.int64) + shift
+        return places
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ import json
 import math
 import os
 import reprlib
+import typing
 from dataclasses import dataclass
 from typing import Any
 
@@ -27,6 +28,7 @@ FORMAT = 1
 
 #: Said elsewhere in the identity: the inputs by file, the model by its files' digest or commit.
 _NOT_IDENTITY = {"inputs", "output", "model", "revision", "trust_remote_code", "allow_pickle"}
+_TASKS = set(typing.get_args(RunConfig.model_fields["task"].annotation)) - {"auto"}
 IDENTITY_KNOBS = tuple(
     name
     for name in RunConfig.model_fields
@@ -111,9 +113,8 @@ class Plan:
     @property
     def read_options(self) -> ReadOptions:
         config = self.config
-        pair = (config.text_pair_column,) if config.text_pair_column else ()
         return ReadOptions(
-            text_columns=(config.text_column, *pair),
+            text_columns=config.text_columns,
             schema=self.input_schema,
             rescue_unknown=config.keep is None,
             encoding=config.encoding,
@@ -292,7 +293,7 @@ def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     spec = ModelSpec(**{**document, "labels": tuple(map(_text, document["labels"]))})
     for name in ("name", "identity", "architecture", "prompt"):
         _text(getattr(spec, name))
-    _require(spec.task in ("classify", "embed"), "model task: unknown")
+    _require(spec.task in _TASKS, "model task: unknown")
     _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")
     _require(spec.pooling in ("mean", "cls", "last"), "model pooling: unknown")
     _require(type(spec.normalize) is bool, "model normalize: neither true nor false")

@@ -28,6 +28,7 @@ from batchinfer.readers import (
     open_reader,
 )
 from batchinfer.tasks import create_task
+from batchinfer.tasks.base import is_list
 from batchinfer.writers.shard import output_schema
 
 log = logging.getLogger("batchinfer")
@@ -61,7 +62,7 @@ def make_plan(
         max_line_bytes=config.max_line_bytes,
     )
     summary = inspect_inputs(files, options, config.types)
-    texts = [name for name in (config.text_column, config.text_pair_column) if name]
+    texts = config.text_columns
     found = _with_texts(summary.schema.remove_metadata(), texts)
     kept = _kept_columns(config, found)
 
@@ -85,7 +86,7 @@ def make_plan(
         model=spec,
         segments=segments,
         input_schema=pa.schema([field for field in found if field.name in {*kept, *texts}]),
-        output_schema=_output_schema(config, spec, [found.field(name) for name in kept]),
+        output_schema=_output_schema(config, spec, [found.field(name) for name in kept], found),
         row_bytes=summary.row_bytes,
         num_rows_estimate=num_rows,
         tuned=tuned,
@@ -160,7 +161,7 @@ def check_schemas(plan: Plan) -> None:
     try:
         kept = _kept_columns(plan.config, plan.input_schema)
         fields = [plan.input_schema.field(name) for name in kept]
-        expected = _output_schema(plan.config, plan.model, fields)
+        expected = _output_schema(plan.config, plan.model, fields, plan.input_schema)
     except UsageError:
         expected = None
     if expected is None or not plan.output_schema.equals(expected):
@@ -210,7 +211,10 @@ def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
     return found
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _is_text(kind: Any) -> bool:
+    """Whether it is text, or lists of texts: some tasks take those, and refuse them themselves."""
+    if is_list(kind):
+        kind = kind.value_type
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return (
@@ -236,9 +240,11 @@ def _kept_columns(config: RunConfig, found: pa.Schema) -> list[str]:
     return [name for name in found.names if name in config.keep]
 
 
-def _output_schema(config: RunConfig, spec: ModelSpec, kept: list[pa.Field[Any]]) -> pa.Schema:
+def _output_schema(
+    config: RunConfig, spec: ModelSpec, kept: list[pa.Field[Any]], found: pa.Schema
+) -> pa.Schema:
     """The schema of the shards. Raises UsageError where Parquet or a clash of names forbids it."""
-    task = create_task(spec, config.text_column, config.text_pair_column)
+    task = create_task(spec, config, found)
     added = [field.with_name(config.output_prefix + field.name) for field in task.columns]
     names = {field.name for field in kept}
     for field in added:

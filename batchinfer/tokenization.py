@@ -5,8 +5,9 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, fields
+from enum import IntEnum
 from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any, Protocol
@@ -34,13 +35,26 @@ _CHARACTERS_PER_TOKEN = 8
 class Tokens:
     """n encoded texts: `offsets` int64[n + 1], `fields` int32[offsets[n]], `truncated` bool[n].
 
-    `errors`: which of the texts could not be encoded, and why; they own no tokens.
+    `errors`: which of the texts could not be encoded, and why; they own no tokens. `notes`: arrays as
+    long as a field, of what only decoding needs.
     """
 
     offsets: Int64Array
     fields: Mapping[str, Int32Array]
     truncated: npt.NDArray[np.bool_]
     errors: Mapping[int, str]
+    notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+
+
+class Role(IntEnum):
+    """What a token is to the word that it stands for."""
+
+    BEGINS = 0
+    GOES_ON = 1
+    #: The vocabulary has no sign for either.
+    UNKNOWN = 2
+    #: None of the text's tokens, but one that the model wants around it.
+    SPECIAL = 3
 
 
 class Encoder(Protocol):
@@ -59,6 +73,9 @@ class TextEncoder:
     JSON carries are switched off (MiniLM's cuts at 128 tokens and pads to 128); texts are cut at
     `max_length` tokens, special tokens counted and kept, on `truncation_side` (left, right).
     `input_ids` always come; `token_type_ids` where the model takes them and they are not all zero.
+    `truncation`: which text of a pair is cut (longest_first, only_first).
+    `notes_places`: also note `start` and `end` int32, the characters that a token stands for, and its
+    `role` int8 (a Role).
 
     Long texts
         The tokenizer cuts last: 650,000 characters cost seconds for 512 kept tokens. So a text much
@@ -87,11 +104,12 @@ class TextEncoder:
     max_length: int
     truncation_side: str = "right"
     takes_type_ids: bool = False
+    notes_places: bool = False
+    truncation: str = "longest_first"
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the loaded tokenizer, which is larger than the text and slower to send.
-        fields = (self.tokenizer_json, self.max_length, self.truncation_side, self.takes_type_ids)
-        return TextEncoder, fields
+        return TextEncoder, tuple(getattr(self, one.name) for one in fields(self))
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         """Encode large_string arrays without nulls; `pairs` is as long as `texts`.
@@ -122,14 +140,59 @@ class TextEncoder:
         )
         offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)])
         total = int(offsets[-1])
-        fields = {
+        found = {
             "input_ids": np.fromiter(chain.from_iterable(e.ids for e in good), np.int32, total)
         }
         if self.takes_type_ids and (pairs is not None or self._has_type_ids):
             ids = chain.from_iterable(e.type_ids for e in good)
-            fields["token_type_ids"] = np.fromiter(ids, np.int32, total)
+            found["token_type_ids"] = np.fromiter(ids, np.int32, total)
         truncated = (e is not None and bool(e.overflowing) for e in encodings)
-        return Tokens(offsets, fields, np.fromiter(truncated, np.bool_, len(encodings)), errors)
+        return Tokens(
+            offsets=offsets,
+            fields=found,
+            truncated=np.fromiter(truncated, np.bool_, len(encodings)),
+            errors=errors,
+            notes=self._places(good, found["input_ids"]) if self.notes_places else {},
+        )
+
+    def _places(
+        self, encodings: Sequence[Encoding], ids: Int32Array
+    ) -> dict[str, npt.NDArray[Any]]:
+        """Where each token stands in its text, and its role; by the rules of transformers' pipelines."""
+        flat = chain.from_iterable(chain.from_iterable(e.offsets for e in encodings))
+        start, end = np.fromiter(flat, np.int32, 2 * len(ids)).reshape(-1, 2).T
+        masks = chain.from_iterable(e.special_tokens_mask for e in encodings)
+        is_special = np.fromiter(masks, np.bool_, len(ids))
+        sizes, unknown = self._vocabulary
+        if sizes is None:
+            role = np.full(len(ids), Role.UNKNOWN, np.int8)
+        else:
+            # "##ing" is longer than what it stands for.
+            role = np.where(sizes[ids] != end - start, Role.GOES_ON, Role.BEGINS).astype(np.int8)
+        role[ids == unknown] = Role.BEGINS
+        role[is_special] = Role.SPECIAL
+        return {"start": start.copy(), "end": end.copy(), "role": role}
+
+    @cached_property
+    def _vocabulary(self) -> tuple[Int32Array | None, int]:
+        """The length of each token's name, where names say whether a word goes on; the unknown token."""
+        model = json.loads(self.tokenizer_json)["model"]
+        name = model.get("unk_token")
+        unknown = self._tokenizer.token_to_id(name) if name else model.get("unk_id")
+        unknown = -1 if unknown is None else int(unknown)
+        if not model.get("continuing_subword_prefix"):
+            return None, unknown
+        vocabulary = self._tokenizer.get_vocab(with_added_tokens=True)
+        sizes = np.zeros(max(vocabulary.values()) + 1, np.int32)
+        for token, id in vocabulary.items():
+            sizes[id] = len(token)
+        return sizes, unknown
+
+    @property
+    def _encode_batch(self) -> Callable[[Sequence[Any]], Sequence[Encoding]]:
+        """The quick one does not know where tokens stand."""
+        tokenizer = self._tokenizer
+        return tokenizer.encode_batch if self.notes_places else tokenizer.encode_batch_fast
 
     @cached_property
     def _tokenizer(self) -> Tokenizer:
@@ -137,7 +200,9 @@ class TextEncoder:
 
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
         tokenizer.no_padding()
-        tokenizer.enable_truncation(self.max_length, direction=self.truncation_side)
+        tokenizer.enable_truncation(
+            self.max_length, direction=self.truncation_side, strategy=self.truncation
+        )
         return tokenizer
 
     @cached_property
@@ -199,7 +264,7 @@ class TextEncoder:
     def _encode_whole(self, inputs: Sequence[Any], errors: dict[int, str]) -> list[Encoding | None]:
         """Encode all at once; where that raises, one by one, so that only the culprits fail."""
         try:
-            return list(self._tokenizer.encode_batch_fast(inputs))
+            return list(self._encode_batch(inputs))
         except BaseException as error:
             if not _is_tokenizer_failure(error):
                 raise
@@ -208,7 +273,7 @@ class TextEncoder:
             encoding = None
             if i not in errors:
                 try:
-                    encoding = self._tokenizer.encode_batch_fast([text])[0]
+                    encoding = self._encode_batch([text])[0]
                 except BaseException as error:
                     if not _is_tokenizer_failure(error):
                         raise
@@ -382,16 +447,20 @@ def encode_texts(
     prompt: str = "",
 ) -> Requests:
     """Encode the rows without an error into requests, one a row; `prompt` precedes each text."""
-    good = np.ones(len(texts), dtype=np.bool_)
-    if errors:
-        good[np.fromiter(errors, dtype=np.int64)] = False
-    row = np.flatnonzero(good).astype(np.int32)
-    chosen = _choose(texts, good)
+    row = rows_without(errors, len(texts))
+    chosen = choose(texts, row)
     if prompt:
         join: Any = pc.binary_join_element_wise  # its stubs know no mixture of scalars and arrays
         before, between = (pa.scalar(text, pa.large_string()) for text in (prompt, ""))
         chosen = join(before, chosen, between)
-    tokens = encoder.encode(chosen, _choose(pairs, good) if pairs is not None else None)
+    return encode_requests(encoder, row, chosen, None if pairs is None else choose(pairs, row))
+
+
+def encode_requests(
+    encoder: Encoder, row: Int32Array, texts: pa.Array[Any], pairs: pa.Array[Any] | None
+) -> Requests:
+    """Encode large_string arrays into a request each; `row` int32[n] says which row each is of."""
+    tokens = encoder.encode(texts, pairs)
     cost = np.diff(tokens.offsets).astype(np.int32)
     failed = {int(row[i]): why for i, why in tokens.errors.items()}
     for i in np.flatnonzero(cost == 0):
@@ -407,11 +476,20 @@ def encode_texts(
         offsets=np.concatenate([np.zeros(1, np.int64), ends]),
         fields=tokens.fields,
         errors=failed,
+        notes=tokens.notes,
     )
 
 
-def _choose(texts: pa.ChunkedArray[Any], good: npt.NDArray[np.bool_]) -> pa.Array[Any]:
-    """The texts of the good rows as one string array."""
-    if not good.all():
-        texts = texts.filter(pa.array(good))
+def rows_without(errors: Mapping[int, str], num_rows: int) -> Int32Array:
+    """The rows without an error."""
+    good = np.ones(num_rows, dtype=np.bool_)
+    if errors:
+        good[np.fromiter(errors, dtype=np.int64)] = False
+    return np.flatnonzero(good).astype(np.int32)
+
+
+def choose(texts: pa.ChunkedArray[Any], rows: Int32Array) -> pa.Array[Any]:
+    """The texts of these rows, in their order and as often, as one string array."""
+    if len(rows) != len(texts) or not np.array_equal(rows, np.arange(len(texts))):
+        texts = texts.take(rows)
     return texts.cast(pa.large_string()).combine_chunks()

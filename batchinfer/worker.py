@@ -103,7 +103,7 @@ class Worker:
         self.plan, self.model_folder = plan, model_folder
         self.progress, self.stop = progress, stop
         config = plan.config
-        self.task = create_task(plan.model, config.text_column, config.text_pair_column)
+        self.task = create_task(plan.model, config, plan.input_schema)
         self.engine: Engine | None = None
         #: What a profile decides, and the user left open; nothing before the device is known.
         self.tuned: Tuned | None = None
@@ -418,13 +418,18 @@ class _Gathering:
     loaded: LoadedChunk
     values: Mapping[str, npt.NDArray[Any]]
     requests_left: int
+    per_token: frozenset[str] = frozenset()
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaded: LoadedChunk, answers: Mapping[str, AnswerField]) -> _Gathering:
-        size = len(loaded.requests)
-        values = {name: np.zeros((size, *f.shape), dtype=f.dtype) for name, f in answers.items()}
-        return cls(loaded, values, size)
+        requests, tokens = len(loaded.requests), int(loaded.requests.offsets[-1])
+        values = {
+            name: np.zeros((tokens if f.per_token else requests, *f.shape), dtype=f.dtype)
+            for name, f in answers.items()
+        }
+        per_token = frozenset(name for name, f in answers.items() if f.per_token)
+        return cls(loaded, values, requests, per_token)
 
     def add(self, batch: Batch, answers: Answers) -> None:
         self.requests_left -= len(batch)
@@ -434,9 +439,15 @@ class _Gathering:
             return
         finite = np.ones(len(batch), dtype=np.bool_)
         for name, values in answers.values.items():
-            self.values[name][batch.indices] = values
-            if np.issubdtype(values.dtype, np.floating):
-                finite &= np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+            is_per_token = name in self.per_token
+            places = self.loaded.requests.places(batch.indices) if is_per_token else batch.indices
+            self.values[name][places] = values
+            if np.issubdtype(values.dtype, np.floating) and len(batch):
+                good = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
+                if is_per_token:  # of a row, every token
+                    starts = np.cumsum(batch.lengths, dtype=np.int64) - batch.lengths
+                    good = np.logical_and.reduceat(good, starts)
+                finite &= good
         for index in batch.indices[~finite]:
             self.errors[int(self.loaded.requests.row[index])] = (
                 "the model's answer is NaN or infinite"

@@ -220,7 +220,7 @@ def make_model(name: str, folder: Path, corpus: list[str], head: str = "Model") 
 
 def engine_of(folder: Path, dtype: str = "bfloat16", attention: str = "auto") -> LocalEngine:
     spec, place = describe(str(folder))
-    task = create_task(spec, "text", None)
+    task = create_task(spec)
     return LocalEngine(task, place, dtype=dtype, device="cuda", attention=attention)
 
 

@@ -111,7 +111,7 @@ def main() -> int:
     print(f"tune took {seconds:.0f} s: {best.engine} {best.dtype} {best.settings}", file=sys.stderr)
 
     plan, folder = make_plan(config.model_copy(update={"keep": ("none",)}), is_rehearsal=True)
-    task = create_task(plan.model, plan.config.text_column, None)
+    task = create_task(plan.model, plan.config)
     sample = take_sample(plan, task, create_encoder(plan.config, plan.model, folder), given.tokens)
     chosen = setting_of(best)
 

@@ -13,7 +13,7 @@ from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
 from batchinfer.tasks import create_task
 from batchinfer.tuning.sample import Sample, as_sample
 
-TASK = create_task(describe("classify", None), "text", None)
+TASK = create_task(describe("classify", None))
 
 
 class Clock:

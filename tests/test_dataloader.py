@@ -45,7 +45,7 @@ def test_each_worker_reads_a_segment_of_its_own_and_no_advice_is_printed(tmp_pat
     spans = [Span(Segment(index, (file,)), 0, Position(), None) for index, file in enumerate(files)]
     schema = pa.schema([("text", pa.string())])
     loader = Loader(
-        create_task(describe("classify", None), "text", None),
+        create_task(describe("classify", None)),
         FakeEncoder(512),
         BatchBudget(64, 8),
         chunk_rows=30,

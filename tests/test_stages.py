@@ -216,7 +216,7 @@ class SlowEncoder(FakeEncoder):
 def test_the_seconds_of_loader_processes_come_with_their_chunks(job: RunConfig) -> None:
     files = list_inputs(job.inputs, "auto")
     loader = Loader(
-        create_task(describe("classify", None), "text", None),
+        create_task(describe("classify", None)),
         SlowEncoder(512),
         BatchBudget(64, 8),
         chunk_rows=20,

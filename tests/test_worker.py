@@ -33,7 +33,7 @@ from batchinfer.stages import Stopwatch
 from batchinfer.tasks import create_task
 from batchinfer.worker import StopSignal, Worker, answer, write_behind
 
-TASK = create_task(describe("classify", None), "text", None)
+TASK = create_task(describe("classify", None))
 BUDGET = BatchBudget(64, 8)
 
 

@@ -20,26 +20,27 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from batchinfer.engines.grouped import attend_in_groups
+from batchinfer.tasks.base import Head, Task
 from batchinfer.tasks.embed import PACKED_POOLINGS
 
 #: The name of `attend` among transformers' attention implementations.
 PACKED = "batchinfer_packed"
 
-#: What may be asked of which architecture, by the `model_type` of its configuration; each was
-#: compared with one row at a time. NomicBERT's pooler and Qwen3's classifier look for the row's first
-#: or last token on their own, where no hook reaches.
-_TASKS = {
-    "albert": ("embed", "classify"),
-    "bert": ("embed", "classify"),
-    "camembert": ("embed", "classify"),
-    "distilbert": ("embed", "classify"),
-    "electra": ("embed", "classify"),
-    "eurobert": ("embed", "classify"),
-    "modernbert": ("embed", "classify"),
-    "nomic_bert": ("embed",),
-    "qwen3": ("embed",),
-    "roberta": ("embed", "classify"),
-    "xlm-roberta": ("embed", "classify"),
+#: What heads an architecture may have, by the `model_type` of its configuration; each was compared
+#: with one row at a time. NomicBERT's pooler and Qwen3's classifier look for the row's first or last
+#: token on their own, where no hook reaches.
+_HEADS: dict[str, tuple[Head, ...]] = {
+    "albert": ("none", "row", "tokens"),
+    "bert": ("none", "row", "tokens"),
+    "camembert": ("none", "row", "tokens"),
+    "distilbert": ("none", "row", "tokens"),
+    "electra": ("none", "row", "tokens"),
+    "eurobert": ("none", "row", "tokens"),
+    "modernbert": ("none", "row", "tokens"),
+    "nomic_bert": ("none",),
+    "qwen3": ("none",),
+    "roberta": ("none", "row", "tokens"),
+    "xlm-roberta": ("none", "row", "tokens"),
 }
 #: Their first position is the one behind the padding token's.
 _POSITIONS_BEHIND_PADDING = ("camembert", "roberta", "xlm-roberta")
@@ -53,22 +54,22 @@ _KEYWORDS = frozenset(inspect.signature(varlen_attn).parameters)
 def is_listed(model: Any) -> bool:
     """Whether a model is of an architecture that was compared, and transformers' own."""
     is_own = type(model).__module__.startswith("transformers.")
-    return is_own and model.config.model_type in _TASKS
+    return is_own and model.config.model_type in _HEADS
 
 
-def obstacle(model: Any, task: str, dtype: torch.dtype, device: torch.device) -> str:
+def obstacle(model: Any, task: Task, dtype: torch.dtype, device: torch.device) -> str:
     """Why a model cannot run packed, in a few words; "" where it can."""
     config = model.config
     kind = config.model_type
-    if not is_listed(model) or task not in _TASKS[kind]:
-        return f"there is no packed {task} for {type(model).__name__}"
+    if not is_listed(model) or task.head not in _HEADS[kind]:
+        return f"there is no packed {task.name} for {type(model).__name__}"
     if "position_ids" not in inspect.signature(model.forward).parameters:
         return f"this release's {type(model).__name__} takes no position_ids"
     if getattr(config, "position_embedding_type", None) not in (None, "absolute"):
         return f"its positions are {config.position_embedding_type}"
     if getattr(config, "is_decoder", False) or getattr(config, "use_sliding_window", False):
         return "it is configured as a decoder, or with a sliding window"
-    if task == "classify" and getattr(config, "classifier_pooling", "cls") not in _HEAD_POOLINGS:
+    if task.head == "row" and getattr(config, "classifier_pooling", "cls") not in _HEAD_POOLINGS:
         return f"its classifier_pooling is {config.classifier_pooling}"
     if kind == "modernbert" and "window_size" not in _KEYWORDS and device.type == "cuda":
         return f"torch {torch.__version__} has no windows in its packed attention"
@@ -99,13 +100,13 @@ def obstacle_to_streams(model: Any, *, is_packed: bool) -> str:
     return ""
 
 
-def enable(model: Any, task: str) -> None:
+def enable(model: Any, head: Head) -> None:
     """Have a model take packed rows from here on. Only where `obstacle` finds none."""
     from transformers import AttentionInterface
 
     AttentionInterface.register(PACKED, attend)
     model.set_attn_implementation(PACKED)
-    if task == "classify":
+    if head == "row":
         pooling = _HEAD_POOLINGS[getattr(model.config, "classifier_pooling", "cls")]
         _hand_one_state_a_row(model.base_model, pooling)
 

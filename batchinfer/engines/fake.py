@@ -17,7 +17,7 @@ import pyarrow.compute as pc
 
 from batchinfer.core import Answers, Batch, BatchBudget, ModelSpec
 from batchinfer.engines.base import Engine
-from batchinfer.tokenization import Tokens
+from batchinfer.tokenization import Role, Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
 
@@ -63,11 +63,19 @@ class FakeEncoder:
         tokens[place + np.repeat(begin - within, kept)] = data[
             place + np.repeat(offsets[:-1] - within, kept)
         ]
+        first = np.repeat(ends - cost, cost)
+        index = np.arange(len(first), dtype=np.int64) - first  # of a token in its text
+        start = np.maximum(0, 4 * (index - 1)).astype(np.int32)
         return Tokens(
             offsets=np.concatenate([np.zeros(1, np.int64), ends]),
             fields={"input_ids": tokens.view(np.int32)},
             truncated=full > self.max_length,
             errors={},
+            notes={
+                "start": start,
+                "end": np.minimum(start + 4, np.repeat(size, cost)).astype(np.int32),
+                "role": np.where(index, Role.BEGINS, Role.SPECIAL).astype(np.int8),
+            },
         )
 
 
@@ -92,7 +100,8 @@ class FakeEngine(Engine):
                 drawn = ((noise >> np.uint64(40)).astype(np.float64) / (1 << 24)).astype(
                     answer.dtype
                 )
-            values[name] = drawn.reshape(len(batch), *answer.shape)
+            drawn = drawn.reshape(len(batch), *answer.shape)
+            values[name] = np.repeat(drawn, batch.lengths, axis=0) if answer.per_token else drawn
         return Answers(values)
 
 

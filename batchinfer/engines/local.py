@@ -270,7 +270,11 @@ class LocalEngine(Engine):
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
         values = self.task.forward(self.model, self._inputs(batch))
-        return {name: value[: len(batch)] for name, value in values.items()}
+        return {name: value[: self._num_answers(batch)] for name, value in values.items()}
+
+    def _num_answers(self, batch: Batch) -> int:
+        """How long the first axis of a batch's outputs is, without what fills it up."""
+        return batch.num_tokens if self.task.head == "tokens" else len(batch)
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return self._packed(batch) if self.is_packed else self._padded(batch)
@@ -397,11 +401,11 @@ class LocalEngine(Engine):
         Raises UsageError where it `is_wish` of the user's and impossible; otherwise the log says why.
         """
         dtype = getattr(torch, self.dtype)
-        obstacle = packing.obstacle(self.model, self.task.name, dtype, self.device)
+        obstacle = packing.obstacle(self.model, self.task, dtype, self.device)
         found = obstacle
         if not obstacle:
             own = self.model.config._attn_implementation
-            packing.enable(self.model, self.task.name)
+            packing.enable(self.model, self.task.head)
             self.is_packed = True
             if found := self._objection(canary, "packed attention"):
                 self.is_packed = False
@@ -427,12 +431,9 @@ class LocalEngine(Engine):
 
     @torch.inference_mode()
     def _outputs(self, batch: Batch) -> torch.Tensor:
-        """What the model says before the task makes answers of it: float32[b, n] on the device."""
-        inputs = self._inputs(batch)
-        if self.task.name == "classify":
-            logits: torch.Tensor = self.model(**inputs).logits.float()
-            return logits[: len(batch)]
-        return next(iter(self.task.forward(self.model, inputs).values()))[: len(batch)]
+        """What the model says before the task makes answers of it: float32[b or tokens, n]."""
+        outputs = self.task.outputs(self.model, self._inputs(batch))
+        return outputs[: self._num_answers(batch)]
 
     def _sample_rows(self) -> list[Batch]:
         config = self.model.config.get_text_config()

@@ -43,6 +43,17 @@ _OFFSET_POSITIONS = frozenset(
         "xmod",
     }
 )
+#: Classes of torch.nn that a cross-encoder may name, and what they do.
+_ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
+#: Tasks that need a head of their own: the end of its class's name, and transformers' list of such classes.
+_TRAINED_FOR = {
+    "classify": (
+        "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+    ),
+    "token-classify": ("ForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
+    "score": ("ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+    "zero-shot": ("ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+}  # fmt: skip
 #: Tokenizers without a limit say 1e30; nobody's is beyond this.
 _NO_LIMIT = 1 << 30
 #: The limit where neither tokenizer nor configuration names one (T5: relative positions).
@@ -111,11 +122,12 @@ def _describe(
             f" special; give {specials + 1} or more"
         )
 
-    if task == "classify":
+    if task in _TRAINED_FOR:
         labels = _labels(config)
+        choose = _cross_encoder_activation if task == "score" else _activation
         spec = ModelSpec(
             name, identity, architecture, task, length,
-            labels=labels, activation=_activation(config, len(labels)),
+            labels=labels, activation=choose(config, len(labels)),
         )  # fmt: skip
         return spec, folder
     if _loses_head(architecture):
@@ -145,6 +157,9 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
         max_length=spec.max_length,
         truncation_side=tokenizer.truncation_side,
         takes_type_ids="token_type_ids" in tokenizer.model_input_names,
+        notes_places=spec.task == "token-classify",
+        # What is asked must stay whole; the text gives way.
+        truncation="only_first" if spec.task == "zero-shot" else "longest_first",
     )
 
 
@@ -227,23 +242,24 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
     from transformers.models.auto import modeling_auto
 
     own_code = getattr(config, "auto_map", None) or {}
-    classifiers = set(modeling_auto.MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES.values())
-    classifies = architecture in classifiers or (
-        "AutoModelForSequenceClassification" in own_code
-        and architecture.endswith("ForSequenceClassification")
-    )
+    can_do = [
+        name
+        for name, (suffix, mapping) in _TRAINED_FOR.items()
+        if architecture in getattr(modeling_auto, mapping).values()
+        or (f"AutoModel{suffix}" in own_code and architecture.endswith(suffix))
+    ]
     shown = f"a {architecture}" if architecture else "without an architecture in its config.json"
-    if task == "auto" and (has_modules or classifies):
-        task = "embed" if has_modules else "classify"
+    if task == "auto":
+        task = "embed" if has_modules else next(iter(can_do), "auto")
     if task == "auto":
         raise ModelError(
             f"{model} is {shown}: its files do not say what to do; choose --task embed"
-            " (or --task classify with a model that has a classification head)"
+            f" (or --task {' or '.join(_TRAINED_FOR)} with a model that has the head for it)"
         )
-    if task == "classify" and not classifies:
+    if task in _TRAINED_FOR and task not in can_do:
         raise ModelError(
-            f"{model} is {shown}: it has no classification head, only random numbers would answer;"
-            " take a model that was trained to classify, or --task embed"
+            f"{model} is {shown}: it has no head for {task}, only random numbers would answer;"
+            f" take a model that was trained for it, or --task {next(iter(can_do), 'embed')}"
         )
     if config.model_type == "xlnet":
         raise ModelError(
@@ -289,6 +305,18 @@ def _activation(config: Any, num_labels: int) -> str:
     if config.problem_type == "multi_label_classification" or num_labels == 1:
         return "sigmoid"
     return "softmax"
+
+
+def _cross_encoder_activation(config: Any, num_labels: int) -> str:
+    """The rule of sentence-transformers' CrossEncoder: what the model names, else sigmoid."""
+    stated = (getattr(config, "sentence_transformers", None) or {}).get("activation_fn")
+    stated = stated or getattr(config, "sbert_ce_default_activation_function", None)
+    if stated is None:
+        return "sigmoid" if num_labels == 1 else "none"
+    kind = str(stated).rpartition(".")[2]
+    if kind not in _ACTIVATIONS:
+        raise ModelError(f"{config._name_or_path}: its activation {stated} is not supported")
+    return _ACTIVATIONS[kind]
 
 
 def _normalizer(tokenizer: Any) -> str:

@@ -112,6 +112,8 @@ class OpenVinoEngine(Engine):
         allow_pickle: bool = False,
     ) -> None:
         super().__init__(task)
+        if task.head == "tokens":
+            raise UsageError(f"--engine openvino: not for --task {task.name}; use --engine local")
         require(device=device, dtype=dtype, attention=attention, compile=compile)
         self.dtype = resolve_dtype(dtype, "cpu")
         self.device_kind = "cpu"
@@ -149,9 +151,12 @@ class OpenVinoEngine(Engine):
             name: np.array(values, dtype=field.dtype)  # a copy: the next batch reuses the memory
             for values, (name, field) in zip(found, self.task.answers.items(), strict=False)
         }
-        if self.task.name == "classify":
-            # OpenVINO's softmax and maximum make a number of NaN, and nobody would know.
-            values["score"][~np.isfinite(found[-1]).all(axis=1)] = np.nan
+        # OpenVINO's softmax and maximum make a number of NaN, and nobody would know.
+        wrong = ~np.isfinite(found[-1]).all(axis=1)
+        if wrong.any():
+            for name, value in values.items():
+                if self.task.answers[name].dtype is np.float32:
+                    value[wrong] = np.nan
         return Answers(values)
 
     def is_out_of_memory(self, error: Exception) -> bool:
@@ -248,7 +253,7 @@ def _compile(
 
 
 def _ask(request: Any, inputs: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[Any]]:
-    """What a graph says, in its own memory: the task's answers in their order; a classifier's logits."""
+    """What a graph says, in its own memory: the task's answers in their order, and its outputs."""
     found = request.infer(inputs, share_inputs=True, share_outputs=True)
     return [found[index] for index in range(len(found))]
 
@@ -358,7 +363,7 @@ def _export(task: Task, folder: Path, trust_remote_code: bool, allow_pickle: boo
 def _as_module(model: Any, task: Task, inputs: Sequence[str]) -> Any:
     """The model and the task's forward: tensors in the order of `inputs` to the task's answers.
 
-    Behind them come a classifier's logits, float32[b, labels]: what its answers are made of.
+    Behind them comes what those are made of, float32[b, n].
     """
     import torch
 
@@ -368,15 +373,9 @@ def _as_module(model: Any, task: Task, inputs: Sequence[str]) -> Any:
             self.model = model
 
         def forward(self, *tensors: torch.Tensor) -> tuple[torch.Tensor, ...]:
-            heard: list[Any] = []
-
-            def listen(**fields: torch.Tensor) -> Any:
-                heard.append(self.model(**fields))
-                return heard[-1]
-
-            answers = task.forward(listen, dict(zip(inputs, tensors, strict=True)))
-            logits = [heard[-1].logits.float()] if task.name == "classify" else []
-            return (*(answers[name] for name in task.answers), *logits)
+            outputs = task.outputs(self.model, dict(zip(inputs, tensors, strict=True)))
+            answers = task.reduce(outputs)
+            return (*(answers[name] for name in task.answers), outputs)
 
     return Answering().eval()
 

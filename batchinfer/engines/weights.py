@@ -43,8 +43,8 @@ def load(
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
         raise ModelError(f"{name}: the weights cannot be loaded: {one_line(error)}") from None
     # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
-    classifies = task.name == "classify"
-    missing = sorted(key for key in report["missing_keys"] if classifies or "pooler" not in key)
+    has_head = task.head != "none"
+    missing = sorted(key for key in report["missing_keys"] if has_head or "pooler" not in key)
     if missing:
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
@@ -53,7 +53,7 @@ def load(
         )
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # nothing is generated: no keys and values to keep
-    if classifies:
+    if has_head:
         _widen_head(model)
     return model
 

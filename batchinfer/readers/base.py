@@ -5,6 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import orjson
@@ -23,7 +24,8 @@ class ReadOptions:
     """How the inputs are read; the same for every file of a job.
 
     `schema` is the planned type of every column that is read; None only before `inspect_inputs` has
-    said what it is. `text_columns` must hold a string in every row, or the row is an error row.
+    said what it is. `text_columns` must hold a string (or, where the planned type is a list, a list) in
+    every row, or the row is an error row.
     `rescue_unknown`: keep columns that the plan does not know, as JSON in `_rescued_data`.
     """
 
@@ -142,7 +144,7 @@ def text_errors(rows: Rows, options: ReadOptions) -> dict[int, str]:
 
 
 def _rows_without_text(table: pa.Table, name: str) -> list[int]:
-    if name not in table.column_names or not _is_text(table.schema.field(name).type):
+    if name not in table.column_names or not _holds_text(table.schema.field(name).type):
         return list(range(table.num_rows))
     column = table.column(name)
     if column.null_count == 0:
@@ -151,8 +153,15 @@ def _rows_without_text(table: pa.Table, name: str) -> list[int]:
     return found
 
 
-def _is_text(kind: pa.DataType) -> bool:
+def _holds_text(kind: Any) -> bool:
+    """Whether it is text, or lists of texts."""
+    if _is_list(kind):
+        kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _is_list(kind: pa.DataType) -> bool:
+    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
 
 
 def _why_no_text(table: pa.Table, name: str, row: int) -> str:
@@ -163,7 +172,8 @@ def _why_no_text(table: pa.Table, name: str, row: int) -> str:
         if isinstance(value, dict) and set(value) == {"base64"}:
             return f"column '{shown(name)}' is not valid UTF-8"
         if value is not None:
-            return f"column '{shown(name)}' holds {json_kind(value)}, not a string"
+            wanted = "a list of strings" if _is_list(table.schema.field(name).type) else "a string"
+            return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
     if name not in table.column_names or not table.column(name)[row].is_valid:
         return missing
     kind = table.schema.field(name).type

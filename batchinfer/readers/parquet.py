@@ -177,7 +177,8 @@ class ParquetReader(Reader):
     ) -> tuple[pa.Array[Any], list[int]]:
         """The planned type; a text column takes text only, not what could be spelled out."""
         kind = source.type
-        if column.name in self.options.text_columns and not _is_textual(kind):
+        is_text = column.name in self.options.text_columns and not pat.is_nested(column.type)
+        if is_text and not _is_textual(kind):
             return nulls(len(source), column.type), valid_rows(source)
         if not _keeps_fields(kind, column.type):
             return nulls(len(source), column.type), valid_rows(source)

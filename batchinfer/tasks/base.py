@@ -1,7 +1,7 @@
-"""What a task is: text in, arrays through the model, typed columns out.
+"""What a task is: rows in, arrays through the model, typed columns out.
 
-A task supplies `columns`, `answers`, `forward` and `decode`; encoding text is shared. The module
-imports no torch: loader processes and the fake engine use tasks too.
+A task supplies `columns`, `answers`, `outputs`, `reduce` and `decode`; encoding text is shared. The
+module imports no torch: loader processes and the fake engine use tasks too.
 """
 
 from __future__ import annotations
@@ -9,41 +9,98 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
+import pyarrow.compute as pc
 
+from batchinfer.config import TASK, RunConfig, flag_name, knob_of
 from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.errors import UsageError
 from batchinfer.tokenization import Encoder, encode_texts
 
 if TYPE_CHECKING:
     import torch
 
+#: What a head looks at: nothing (the states are the answer), one state of a row, or every token.
+Head = Literal["none", "row", "tokens"]
+
+_KNOBS = tuple(name for name in RunConfig.model_fields if knob_of(name)["panel"] == TASK)
+
 
 @dataclass(frozen=True, slots=True)
 class AnswerField:
-    """One array of a task's answers: `shape` a request, and for integers the values [0, `high`)."""
+    """One array of a task's answers: `shape` a request, and for integers the values [0, `high`).
+
+    `per_token`: `shape` is that of one token of a request.
+    """
 
     dtype: type[np.generic]
     shape: tuple[int, ...] = ()
     high: int = 0
+    per_token: bool = False
 
 
 class Task(ABC):
-    """One kind of question put to a model."""
+    """One kind of question put to a model.
+
+    Raises UsageError for a setting that the task or its model cannot follow.
+    """
 
     name: ClassVar[str]
     #: The transformers class that loads the model.
     auto_class: ClassVar[str]
+    head: ClassVar[Head]
+    #: Settings of `--help`'s panel "Task" that mean something here.
+    knobs: ClassVar[frozenset[str]] = frozenset()
 
     def __init__(
-        self, spec: ModelSpec, text_column: str = "text", text_pair_column: str | None = None
+        self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
     ) -> None:
         self.spec = spec
-        self.text_column = text_column
-        self.text_pair_column = text_pair_column
+        self.config = config = config or RunConfig()
+        #: The input's columns, as far as they are known: of what is not, it holds texts.
+        self.schema = schema or pa.schema([])
+        for name in _KNOBS:
+            default = RunConfig.model_fields[name].default
+            if name not in self.knobs and getattr(config, name) != default:
+                raise UsageError(
+                    f"{flag_name(name)}: means nothing to --task {self.name}; leave it out"
+                )
+        for column in (self.text_column, self.text_pair_column):
+            if column and column not in self.list_columns and self.holds_list(column):
+                raise UsageError(
+                    f"column '{column}' holds {self.schema.field(column).type}, not text: --task "
+                    f"{self.name} takes one text a row"
+                )
+
+    @property
+    def list_columns(self) -> frozenset[str]:
+        """Columns that may hold several texts a row."""
+        return frozenset()
+
+    def holds_list(self, name: str) -> bool:
+        """Whether a column of the input holds lists."""
+        index = self.schema.get_field_index(name)
+        return index >= 0 and is_list(self.schema.field(index).type)
+
+    def prepare(self, model: Any) -> None:  # noqa: B027 - most tasks take a model as it is
+        """Change a model that was just loaded, so that it computes no more than the task asks for."""
+
+    @property
+    def text_column(self) -> str:
+        return self.config.text_column
+
+    @property
+    def text_pair_column(self) -> str | None:
+        return self.config.text_pair_column
+
+    @property
+    def prompt(self) -> str:
+        """What is put before each text."""
+        return ""
 
     @property
     @abstractmethod
@@ -53,18 +110,25 @@ class Task(ABC):
     @property
     @abstractmethod
     def answers(self) -> Mapping[str, AnswerField]:
-        """The arrays that the engine returns a request."""
+        """The arrays that the engine returns a request, or a token."""
 
     @abstractmethod
-    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        """Answer a batch on the device.
+    def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        """Put a batch through the model, on its device; what answers are made of, as float32.
 
         `inputs`: `input_ids`, `attention_mask` (and `token_type_ids`), int64[b, t], padded on the right;
         or, packed, `input_ids` and `position_ids` (and `token_type_ids`), int64[1, t], with
-        `cu_seq_lens_q` int32[b + 1] saying where rows begin and the last one ends.
-        Returns the arrays named in `answers`, first axis b, reduced on the device (never full hidden
-        states or logits of unbounded width).
+        `cu_seq_lens_q` int32[b + 1] saying where rows begin and the last one ends. The first axis is
+        the rows, or, of a `head` that looks at tokens, all tokens, one row's behind the other's.
         """
+
+    @abstractmethod
+    def reduce(self, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        """The arrays named in `answers`, first axis as in `outputs`, of bounded width."""
+
+    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Answer a batch on the device."""
+        return self.reduce(self.outputs(model, inputs))
 
     @abstractmethod
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
@@ -78,8 +142,43 @@ class Task(ABC):
             chunk.table.column(self.text_column),
             chunk.table.column(pair) if pair else None,
             errors=chunk.errors,
-            prompt=self.spec.prompt,
+            prompt=self.prompt,
         )
+
+
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds several values a row."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
+
+
+def flattened(
+    column: pa.ChunkedArray[Any], rows: npt.NDArray[np.int32], name: str
+) -> tuple[npt.NDArray[np.int32], pa.Array[Any], dict[int, str]]:
+    """The texts in the lists of these rows: of which row each is, the texts, and rows with a null in them.
+
+    Rows with an error own no texts.
+    """
+    lists: Any = column.take(rows).combine_chunks()
+    texts: Any = lists.flatten().cast(pa.large_string())
+    counts = pc.fill_null(pc.list_value_length(lists), 0).to_numpy(zero_copy_only=False)
+    row = np.repeat(rows, counts)
+    errors = {}
+    if texts.null_count:
+        wrong = np.unique(row[texts.is_null().to_numpy(zero_copy_only=False)])
+        errors = {int(one): f"a text in the list of column '{name}' is null" for one in wrong}
+        good = ~np.isin(row, wrong)
+        row, texts = row[good], texts.filter(pa.array(good))
+    return row, texts, errors
+
+
+def every_token(states: torch.Tensor, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """States [b, t, n] of padded rows, or [1, t, n] of packed ones, as [tokens, n] in order of the rows."""
+    if "cu_seq_lens_q" in inputs:
+        return states[0]
+    # On a GPU this waits for the number of tokens: only padded models come here.
+    return states[inputs["attention_mask"].bool()]
 
 
 def valid_rows(answered: AnsweredChunk) -> npt.NDArray[np.bool_]:
@@ -97,3 +196,35 @@ def scatter(answered: AnsweredChunk, name: str) -> npt.NDArray[Any]:
     rows = np.zeros((answered.chunk.num_rows, *values.shape[1:]), dtype=values.dtype)
     rows[answered.requests.row] = values
     return rows
+
+
+def lists(
+    counts: npt.NDArray[Any], items: pa.Array[Any], missing: npt.NDArray[np.bool_]
+) -> pa.Array[Any]:
+    """Lists of items, `counts` int[rows] of them each; null where a row is missing (its count is 0)."""
+    offsets = np.zeros(len(counts) + 1, dtype=np.int32)
+    np.cumsum(counts, out=offsets[1:])
+    kind: Any = pa.list_(items.type)
+    made: Any = pa.ListArray.from_arrays(
+        pa.array(offsets, pa.int32()), items, type=kind, mask=pa.array(missing, pa.bool_())
+    )
+    return made  # type: ignore[no-any-return]
+
+
+def ranked(
+    labels: npt.NDArray[Any],
+    scores: npt.NDArray[Any],
+    names: tuple[str, ...],
+    missing: npt.NDArray[np.bool_],
+) -> pa.Array[Any]:
+    """Labels and scores [rows, k], best first, as lists of structs; null where a row is missing."""
+    there = ~missing
+    codes = pa.array(labels[there].ravel())
+    named = pa.DictionaryArray.from_arrays(codes, pa.array(names, pa.string())).cast(pa.string())
+    fields = [RANKED.value_type.field(i) for i in range(2)]
+    items = pa.StructArray.from_arrays([named, pa.array(scores[there].ravel())], fields=fields)
+    return lists(there * labels.shape[1], items, missing)
+
+
+#: Labels with their scores, best first.
+RANKED = pa.list_(pa.struct([("label", pa.string()), ("score", pa.float32())]))

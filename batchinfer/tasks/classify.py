@@ -8,8 +8,10 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.core import AnsweredChunk
-from batchinfer.tasks.base import AnswerField, Task, scatter, valid_rows
+from batchinfer.config import RunConfig
+from batchinfer.core import AnsweredChunk, ModelSpec
+from batchinfer.errors import UsageError
+from batchinfer.tasks.base import RANKED, AnswerField, Head, Task, ranked, scatter, valid_rows
 
 if TYPE_CHECKING:
     import torch
@@ -19,34 +21,67 @@ class Classify(Task):
     """The best label and its score, by the rules of transformers' text-classification pipeline.
 
     Single-label heads give the softmax score, multi-label heads and heads of one label the sigmoid
-    score, regression heads the value itself.
+    score, regression heads the value itself. With `--top-k` or `--all-scores` the best ones are listed
+    too, best first.
     """
 
     name: ClassVar[str] = "classify"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
+    head: ClassVar[Head] = "row"
+    knobs: ClassVar[frozenset[str]] = frozenset({"top_k", "all_scores"})
+
+    def __init__(
+        self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
+    ) -> None:
+        super().__init__(spec, config, schema)
+        many = len(spec.labels)
+        if self.config.all_scores and self.config.top_k is not None:
+            raise UsageError("--top-k and --all-scores: give one of them")
+        if (self.config.top_k or 1) > many:
+            raise UsageError(f"--top-k {self.config.top_k}: {spec.name} has {many} labels")
+        #: How many labels are listed; 0: only the best one, in columns of its own.
+        self.num_listed = many if self.config.all_scores else self.config.top_k or 0
 
     @property
     def columns(self) -> list[pa.Field[Any]]:
-        return [pa.field("predicted_label", pa.string()), pa.field("predicted_score", pa.float32())]
+        best: list[pa.Field[Any]] = [
+            pa.field("predicted_label", pa.string()),
+            pa.field("predicted_score", pa.float32()),
+        ]
+        return [*best, pa.field("predictions", RANKED)] if self.num_listed else best
 
     @property
     def answers(self) -> Mapping[str, AnswerField]:
+        shape = (self.num_listed,) if self.num_listed else ()
         return {
-            "label": AnswerField(np.int32, high=len(self.spec.labels)),
-            "score": AnswerField(np.float32),
+            "label": AnswerField(np.int32, shape, high=len(self.spec.labels)),
+            "score": AnswerField(np.float32, shape),
         }
 
-    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        logits = model(**inputs).logits.float()
+    def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
+        logits: torch.Tensor = model(**inputs).logits.float()
+        return logits
+
+    def reduce(self, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        scores = outputs
         if self.spec.activation == "softmax":
-            logits = logits.softmax(dim=-1)
+            scores = outputs.softmax(dim=-1)
         elif self.spec.activation == "sigmoid":
-            logits = logits.sigmoid()
-        score, label = logits.max(dim=-1)
+            scores = outputs.sigmoid()
+        if self.num_listed:
+            score, label = scores.topk(self.num_listed, dim=-1)
+        else:
+            score, label = scores.max(dim=-1)
         return {"label": label.int(), "score": score}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         missing = ~valid_rows(answered)
-        codes = pa.array(scatter(answered, "label"), mask=missing)
-        labels = pa.DictionaryArray.from_arrays(codes, pa.array(self.spec.labels, pa.string()))
-        return [labels.cast(pa.string()), pa.array(scatter(answered, "score"), mask=missing)]
+        rows = len(missing)
+        shape = (rows, max(1, self.num_listed))
+        label, score = (scatter(answered, name).reshape(shape) for name in ("label", "score"))
+        codes = pa.array(label[:, 0], mask=missing)
+        names = pa.DictionaryArray.from_arrays(codes, pa.array(self.spec.labels, pa.string()))
+        best = [names.cast(pa.string()), pa.array(score[:, 0], mask=missing)]
+        if not self.num_listed:
+            return best
+        return [*best, ranked(label, score, self.spec.labels, missing)]

@@ -8,41 +8,76 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.core import AnsweredChunk
-from batchinfer.tasks.base import AnswerField, Task, scatter, valid_rows
+from batchinfer.config import RunConfig
+from batchinfer.core import AnsweredChunk, ModelSpec
+from batchinfer.errors import UsageError
+from batchinfer.tasks.base import AnswerField, Head, Task, scatter, valid_rows
 
 if TYPE_CHECKING:
     import torch
 
 
 class Embed(Task):
-    """A vector of fixed size a row."""
+    """A vector of fixed size a row, as sentence-transformers makes it of the same model.
+
+    `--truncate-dim` keeps the first dimensions only, before vectors are normalised (again).
+    """
 
     name: ClassVar[str] = "embed"
     auto_class: ClassVar[str] = "AutoModel"
+    head: ClassVar[Head] = "none"
+    knobs: ClassVar[frozenset[str]] = frozenset(
+        {"pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype"}
+    )
+
+    def __init__(
+        self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
+    ) -> None:
+        super().__init__(spec, config, schema)
+        own = self.config
+        self.dimension = own.truncate_dim or spec.dimension
+        if self.dimension > spec.dimension:
+            raise UsageError(
+                f"--truncate-dim {own.truncate_dim}: {spec.name} has {spec.dimension} dimensions"
+            )
+        self.pooling = spec.pooling if own.pooling == "auto" else own.pooling
+        self.normalize = spec.normalize if own.normalize is None else own.normalize
+        is_half = own.embedding_dtype == "float16"
+        self.dtype: type[np.floating[Any]] = np.float16 if is_half else np.float32
+
+    @property
+    def prompt(self) -> str:
+        return self.spec.prompt if self.config.prompt is None else self.config.prompt
 
     @property
     def columns(self) -> list[pa.Field[Any]]:
-        return [pa.field("embedding", pa.list_(pa.float32(), self.spec.dimension))]
+        value = pa.float16() if self.dtype is np.float16 else pa.float32()
+        return [pa.field("embedding", pa.list_(value, self.dimension))]
 
     @property
     def answers(self) -> Mapping[str, AnswerField]:
-        return {"embedding": AnswerField(np.float32, shape=(self.spec.dimension,))}
+        return {"embedding": AnswerField(np.float32, shape=(self.dimension,))}
 
-    def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-        from torch.nn.functional import normalize
-
+    def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         states = model(**inputs).last_hidden_state
         if "cu_seq_lens_q" in inputs:
-            vectors = PACKED_POOLINGS[self.spec.pooling](states[0], inputs["cu_seq_lens_q"])
-        else:
-            vectors = POOLINGS[self.spec.pooling](states, inputs["attention_mask"])
-        return {"embedding": normalize(vectors, dim=-1) if self.spec.normalize else vectors}
+            return PACKED_POOLINGS[self.pooling](states[0], inputs["cu_seq_lens_q"])
+        return POOLINGS[self.pooling](states, inputs["attention_mask"])
+
+    def reduce(self, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
+        from torch.nn.functional import normalize
+
+        vectors = outputs
+        if self.dimension < self.spec.dimension:
+            vectors = vectors[:, : self.dimension]
+        return {"embedding": normalize(vectors, dim=-1) if self.normalize else vectors}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
-        vectors = pa.array(scatter(answered, "embedding").reshape(-1))
+        vectors = pa.array(
+            scatter(answered, "embedding").reshape(-1).astype(self.dtype, copy=False)
+        )
         missing = pa.array(~valid_rows(answered))
-        return [pa.FixedSizeListArray.from_arrays(vectors, self.spec.dimension, mask=missing)]
+        return [pa.FixedSizeListArray.from_arrays(vectors, self.dimension, mask=missing)]
 
 
 def _mean(states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:

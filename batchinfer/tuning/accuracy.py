@@ -87,7 +87,11 @@ def answers_of(
     for name, field in engine.task.answers.items():
         is_float = np.issubdtype(field.dtype, np.floating)
         filling = np.nan if is_float else -1
-        values[name] = np.full((len(rows), *field.shape), filling, dtype=field.dtype)
+        num = int(sample.requests.cost[rows].sum()) if field.per_token else len(rows)
+        values[name] = np.full((num, *field.shape), filling, dtype=field.dtype)
+    tokens_before = (
+        np.cumsum(sample.requests.cost[rows], dtype=np.int64) - sample.requests.cost[rows]
+    )
 
     def feed() -> Iterator[Batch]:
         for batch in cut(sample, rows, budget):
@@ -98,7 +102,11 @@ def answers_of(
     for batch, answers in engine.stream(feed()):
         if answers.error is None:
             for name, found in answers.values.items():
-                values[name][batch.indices] = found
+                if engine.task.answers[name].per_token:  # the rows of a batch follow one another
+                    start = int(tokens_before[batch.indices[0]])
+                    values[name][start : start + len(found)] = found
+                else:
+                    values[name][batch.indices] = found
     return values
 
 
@@ -125,7 +133,19 @@ def compare(spec: ModelSpec, reference: Values, found: Values) -> Agreement:
     """How near answers are to the reference's."""
     if "embedding" in reference:
         return _compare_vectors(reference["embedding"], found["embedding"])
+    if "scores" in reference:  # of every label
+        reference, found = _best(reference["scores"]), _best(found["scores"])
+    elif reference["score"].ndim > 1:  # of several labels, the best one first
+        reference, found = _first(reference), _first(found)
     return _compare_labels(spec.activation, reference, found)
+
+
+def _best(scores: npt.NDArray[Any]) -> Values:
+    return {"label": scores.argmax(axis=1), "score": scores.max(axis=1)}
+
+
+def _first(values: Values) -> Values:
+    return {name: array[:, 0] for name, array in values.items()}
 
 
 def _compare_vectors(reference: npt.NDArray[Any], found: npt.NDArray[Any]) -> Agreement:

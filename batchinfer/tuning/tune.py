@@ -55,7 +55,7 @@ def tune(
     path = _path(config, key)
     if path is not None:
         require_writable(path, "the profile", "name another with --profile")
-    task = create_task(plan.model, plan.config.text_column, plan.config.text_pair_column)
+    task = create_task(plan.model, plan.config, plan.input_schema)
     sample = _sample(plan, task, folder, kind)
     bench = Bench(sample, began + max_seconds, clock)
     search = Search(

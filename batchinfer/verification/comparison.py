@@ -75,7 +75,7 @@ class Comparison:
 def _columns_of_the_input(plan: Plan) -> list[str]:
     """The columns of a shard that are carried through, as `assemble` chooses them."""
     config = plan.config
-    task = create_task(plan.model, config.text_column, config.text_pair_column)
+    task = create_task(plan.model, config, plan.input_schema)
     made = {config.output_prefix + column.name for column in task.columns}
     there = {SOURCE, ROW, RESCUED, *plan.input_schema.names} - made
     return [name for name in plan.output_schema.names if name in there]

@@ -133,7 +133,7 @@ class BareEngine(Contestant):
 
         config = config_of(self, Path("rows.jsonl"), Path("out"))
         spec, folder = describe_model(config)
-        self.answers = create_task(spec, "text", None)
+        self.answers = create_task(spec)
         self.engine = create_engine(config, self.answers, folder)
         self.encoder = create_encoder(config, spec, folder)
 

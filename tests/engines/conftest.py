@@ -8,16 +8,17 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pytest
 import torch
 
+from batchinfer import RunConfig
 from batchinfer.batching import make_batches
-from batchinfer.core import AnsweredChunk, BatchBudget, Chunk, ChunkId, Position
+from batchinfer.core import AnsweredChunk, BatchBudget, Chunk, ChunkId, LoadedChunk, Position
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder, quiet
 from batchinfer.tasks import create_task
+from batchinfer.worker import _Gathering
 from tests.engines import made
 
 Made = Callable[..., Path]
@@ -82,10 +83,12 @@ def ask(
     device: str = "cpu",
     attention: str = "auto",
     threads: int | None = None,
+    **settings: Any,
 ) -> AnsweredChunk:
     """What a run does with one chunk, without readers, workers and writers."""
     spec, place = describe(str(folder), task=task, max_length=max_length)
-    chosen = create_task(spec, "text", "pair" if pairs is not None else None)
+    config = RunConfig(text_pair_column="pair" if pairs is not None else None, **settings)
+    chosen = create_task(spec, config)
     columns = {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
     chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
     requests = chosen.encode(chunk, make_encoder(place, spec))
@@ -95,22 +98,15 @@ def ask(
     batches = make_batches(chunk.id, requests, budget or BatchBudget(1024, 64))
     if engine.pins_memory:
         batches = [batch.pin_memory() for batch in batches]
-    values = {
-        name: np.zeros((len(requests), *field.shape), field.dtype)
-        for name, field in chosen.answers.items()
-    }
-    errors = {}
+    gathering = _Gathering.of(LoadedChunk(chunk, requests, batches), chosen.answers)
     for batch, answers in engine.stream(batches):
-        if answers.error is not None:
-            errors[int(requests.row[batch.indices[0]])] = answers.error
-            continue
-        for name, value in answers.values.items():
-            values[name][batch.indices] = value
+        gathering.add(batch, answers)
     engine.close()
-    return AnsweredChunk(chunk, requests, values, errors)
+    assert gathering.is_complete
+    return AnsweredChunk(chunk, requests, gathering.values, gathering.errors)
 
 
 def columns(folder: Path, answered: AnsweredChunk, **described: Any) -> list[list[Any]]:
     """An answered chunk's output columns as lists."""
-    task = create_task(describe(str(folder), **described)[0], "text", None)
+    task = create_task(describe(str(folder), **described)[0])
     return [array.to_pylist() for array in task.decode(answered)]

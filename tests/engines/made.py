@@ -196,7 +196,7 @@ _SPECIAL["unigram"] = _SPECIAL["roberta"]
 def make_model(
     folder: Path, architecture: str, head: str = "Model", *, seed: int = 0, **config: Any
 ) -> Path:
-    """Save a model (`head`: Model, ForSequenceClassification, ForMaskedLM) with its tokenizer."""
+    """Save a model with its tokenizer; `head`: Model, ForSequenceClassification, ForMaskedLM, …"""
     make_tokenizer, prefix, settings = {**ARCHITECTURES, **FURTHER}[architecture]
     tokenizer = make_tokenizer()
     settings = {**settings, "vocab_size": tokenizer.get_vocab_size(), **config}

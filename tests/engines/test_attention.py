@@ -34,15 +34,15 @@ from tests.engines.test_parity import (
     reference_vectors,
 )
 
-EMBEDDERS = [kind for kind, tasks in attention._TASKS.items() if "embed" in tasks]
-CLASSIFIERS = [kind for kind, tasks in attention._TASKS.items() if "classify" in tasks]
+EMBEDDERS = [kind for kind, heads in attention._HEADS.items() if "none" in heads]
+CLASSIFIERS = [kind for kind, heads in attention._HEADS.items() if "row" in heads]
 TEXTS = made.texts(90, seed=11)
 BUDGET = BatchBudget(900, 40)
 
 
 def engine_of(folder: Path, task: str = "embed", **options: Any) -> LocalEngine:
     spec, place = describe(str(folder), task=task)
-    return LocalEngine(create_task(spec, "text", None), place, dtype="float32", **options)
+    return LocalEngine(create_task(spec), place, dtype="float32", **options)
 
 
 @pytest.mark.parametrize("architecture", EMBEDDERS)
@@ -227,7 +227,7 @@ def test_an_architecture_that_ignores_the_interface_is_caught_should_it_get_on_t
 ) -> None:
     import transformers
 
-    monkeypatch.setitem(attention._TASKS, "mpnet", ("embed",))
+    monkeypatch.setitem(attention._HEADS, "mpnet", ("none",))
     monkeypatch.setattr(attention, "_POSITIONS_BEHIND_PADDING", ("mpnet",))
     tokens = json.loads((made_model("bert") / "tokenizer.json").read_text())["model"]["vocab"]
     torch.manual_seed(0)
@@ -263,12 +263,12 @@ def test_a_causal_row_sees_only_what_stands_before_it() -> None:
 
 
 @pytest.mark.parametrize("task", ["embed", "classify"])
-@pytest.mark.parametrize("architecture", attention._TASKS)
+@pytest.mark.parametrize("architecture", attention._HEADS)
 def test_a_packed_forward_asks_the_device_for_nothing(
     made_model: Made, monkeypatch: pytest.MonkeyPatch, architecture: str, task: str
 ) -> None:
     """A meta tensor has no values: whatever would wait for one raises."""
-    if task not in attention._TASKS[architecture]:
+    if {"embed": "none", "classify": "row"}[task] not in attention._HEADS[architecture]:
         pytest.skip("not packed")
     config = {"classifier_pooling": "mean"} if architecture in ("modernbert", "eurobert") else {}
     if task == "embed":
@@ -375,5 +375,6 @@ def test_what_a_gpu_cannot_pack_is_known_before_it_is_tried(
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "some GPU")
     model = AutoModel.from_pretrained(made_model("bert", **config))
-    found = attention.obstacle(model, "embed", dtype, torch.device("cuda"))
+    task = create_task(describe(str(made_model("bert", **config)), task="embed")[0])
+    found = attention.obstacle(model, task, dtype, torch.device("cuda"))
     assert found.startswith(why) and bool(found) == bool(why)

@@ -24,13 +24,13 @@ def compiled(made_model: Made, monkeypatch: pytest.MonkeyPatch, compile: Compile
     monkeypatch.setattr(local, "_COMPILES", ("cpu",))
     monkeypatch.setattr(nn.Module, "compile", compile)
     spec, folder = describe(str(made_model("bert")), task="embed")
-    task = create_task(spec, "text", None)
+    task = create_task(spec)
     return LocalEngine(task, folder, dtype="float32", device="cpu", compile=True)
 
 
 def test_a_cpu_is_not_compiled_for(made_model: Made) -> None:
     spec, folder = describe(str(made_model("bert")), task="embed")
-    task = create_task(spec, "text", None)
+    task = create_task(spec)
     with pytest.raises(UsageError, match="--compile: is for CUDA devices, not cpu"):
         LocalEngine(task, folder, dtype="float32", device="cpu", compile=True)
 

@@ -27,7 +27,7 @@ def states_of(model: Any, folder: Path) -> torch.Tensor:
     return torch.cat([out.last_hidden_state[0] for out in outputs])
 
 
-@pytest.mark.parametrize("architecture", sorted({*attention._TASKS, "gpt2"}))
+@pytest.mark.parametrize("architecture", sorted({*attention._HEADS, "gpt2"}))
 def test_an_optimized_model_answers_as_before_in_float32(
     made_model: Made, architecture: str
 ) -> None:
@@ -132,7 +132,7 @@ def test_the_number_of_threads_is_the_users(made_model: Made) -> None:
     before, every = torch.get_num_threads(), min(cpu._USUAL_THREADS, cpu.usable_cores())
     spec, folder = describe(str(made_model("bert")), task="embed")
     try:
-        task = create_task(spec, "text", None)
+        task = create_task(spec)
         for threads, streams, each in (
             (1, None, 1), (1, 3, 1), (4, None, 1), (4, 2, 2), (4, 1, 4), (12, None, 2), (None, 1, every)
         ):  # fmt: skip

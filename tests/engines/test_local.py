@@ -32,7 +32,7 @@ HEAD = "ForSequenceClassification"
 
 def engine_of(folder: Path, task: str = "auto", **options: Any) -> LocalEngine:
     spec, place = describe(str(folder), task=task)
-    return LocalEngine(create_task(spec, "text", None), place, dtype="float32", **options)
+    return LocalEngine(create_task(spec), place, dtype="float32", **options)
 
 
 def batch_of(*lengths: int, first: int = 6, **fields: Any) -> Batch:
@@ -138,7 +138,7 @@ def test_precision_follows_the_hardware(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_the_weights_run_in_the_precision_asked_for(made_model: Made) -> None:
     spec, folder = describe(str(made_model("bert")), task="embed")
-    engine = LocalEngine(create_task(spec, "text", None), folder, dtype="bfloat16", device="cpu")
+    engine = LocalEngine(create_task(spec), folder, dtype="bfloat16", device="cpu")
     assert {p.dtype for p in engine.model.parameters()} == {torch.bfloat16}
     assert (engine.dtype, engine.device_kind, engine.pins_memory) == ("bfloat16", "cpu", False)
     assert engine.default_budget.max_batch_tokens == 2048
@@ -232,7 +232,7 @@ def test_errors_that_mean_memory_are_known(
 
 def test_the_head_computes_its_logits_in_float32(made_model: Made) -> None:
     spec, folder = describe(str(made_model("roberta", HEAD, num_labels=3)))
-    engine = LocalEngine(create_task(spec, "text", None), folder, dtype="bfloat16", device="cpu")
+    engine = LocalEngine(create_task(spec), folder, dtype="bfloat16", device="cpu")
     head = engine.model.classifier
     assert (head.dense.weight.dtype, head.out_proj.weight.dtype) == (torch.bfloat16, torch.float32)
     logits = engine._outputs(batch_of(9, 5))
@@ -400,9 +400,7 @@ needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CU
 
 def gpu_engine(folder: Path, task: str = "auto", **options: Any) -> LocalEngine:
     spec, place = describe(str(folder), task=task)
-    return LocalEngine(
-        create_task(spec, "text", None), place, dtype="bfloat16", device="cuda", **options
-    )
+    return LocalEngine(create_task(spec), place, dtype="bfloat16", device="cuda", **options)
 
 
 @pytest.mark.gpu
@@ -422,7 +420,7 @@ def test_a_gpu_answers_like_the_cpu(made_model: Made) -> None:
 
 @pytest.mark.gpu
 @needs_gpu
-@pytest.mark.parametrize("architecture", attention._TASKS)
+@pytest.mark.parametrize("architecture", attention._HEADS)
 def test_a_gpu_packs_and_answers_like_rows_alone(made_model: Made, architecture: str) -> None:
     texts = made.texts(200, seed=4)
     folder = made_model(architecture)

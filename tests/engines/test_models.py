@@ -132,7 +132,7 @@ def test_a_bare_model_needs_a_task(made_model: Made) -> None:
 
 
 def test_a_model_without_a_head_cannot_classify(made_model: Made) -> None:
-    with pytest.raises(ModelError, match="no classification head"):
+    with pytest.raises(ModelError, match="it has no head for classify"):
         describe(str(made_model("bert")), task="classify")
 
 
@@ -294,7 +294,7 @@ def test_code_of_the_model_runs_with_consent(
     )
     spec, place = describe(str(folder), trust_remote_code=True)
     assert (spec.task, spec.architecture) == ("classify", name)
-    task = create_task(spec, "text", None)
+    task = create_task(spec)
     engine = LocalEngine(task, place, dtype="float32", device="cpu", trust_remote_code=True)
     assert type(engine.model).__name__ == name
 

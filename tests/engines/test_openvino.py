@@ -67,7 +67,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def engine_of(folder: Path, *, task: str = "auto", pairs: bool = False, **settings: Any) -> Any:
     spec, place = describe(str(folder), task=task)
-    chosen = create_task(spec, "text", "pair" if pairs else None)
+    chosen = create_task(spec, RunConfig(text_pair_column="pair" if pairs else None))
     return openvino.OpenVinoEngine(chosen, place, **{"dtype": "float32", "threads": 1, **settings})
 
 
@@ -539,7 +539,7 @@ def test_an_export_for_short_rows_is_not_one_for_rows_beyond_what_is_compared(
 ) -> None:
     spec, _ = describe(str(made_model("bert")), task="embed")
     facts = [
-        openvino._facts(create_task(replace(spec, max_length=length), "text", None), False)
+        openvino._facts(create_task(replace(spec, max_length=length)), False)
         for length in (64, 1024, 1025, 8192)
     ]
     assert facts[0] != facts[1] != facts[2]

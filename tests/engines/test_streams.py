@@ -253,11 +253,11 @@ def test_few_cores_stand_idle_for_the_sake_of_streams() -> None:
 
 def cpu_engine(folder: Path, **options: Any) -> LocalEngine:
     spec, place = describe(str(folder), task="embed")
-    task = create_task(spec, "text", None)
+    task = create_task(spec)
     return LocalEngine(task, place, dtype="float32", device="cpu", **options)
 
 
-@pytest.mark.parametrize("architecture", sorted(attention._TASKS))
+@pytest.mark.parametrize("architecture", sorted(attention._HEADS))
 def test_streams_change_no_bit_of_an_answer(made_model: Made, architecture: str) -> None:
     """A module that kept something between its calls would mix up the batches of two streams."""
     folder = made_model(architecture)
@@ -312,7 +312,7 @@ from batchinfer.engines.openvino import OpenVinoEngine
 from batchinfer.tasks import create_task
 
 spec, place = describe(sys.argv[1], task="embed")
-engine = OpenVinoEngine(create_task(spec, "text", None), place, dtype="float32", threads=4)
+engine = OpenVinoEngine(create_task(spec), place, dtype="float32", threads=4)
 fields = {"input_ids": np.arange(6, 12, dtype=np.int32)}
 batch = Batch(ChunkId(0, 0), np.zeros(1, np.int64), np.array([6], np.int32), fields)
 print(engine.streams, len(list(engine.stream([batch] * 8))))
