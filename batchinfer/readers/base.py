@@ -172,7 +172,8 @@ def _why_no_text(table: pa.Table, name: str, row: int) -> str:
         if isinstance(value, dict) and set(value) == {"base64"}:
             return f"column '{shown(name)}' is not valid UTF-8"
         if value is not None:
-            wanted = "a list of strings" if _is_list(table.schema.field(name).type) else "a string"
+            is_list = name in table.column_names and _is_list(table.schema.field(name).type)
+            wanted = "a list of strings" if is_list else "a string"
             return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
     if name not in table.column_names or not table.column(name)[row].is_valid:
         return missing
