@@ -7,115 +7,39 @@ can name the flag, the variable or the line of the file that is wrong.
 
 from __future__ import annotations
 
-import codecs
 import difflib
 import os
-import re
 import reprlib
 import typing
 from collections.abc import Mapping
 from fractions import Fraction
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchinfer.errors import UsageError, one_line
+from batchinfer.knobs import (
+    CONDUCT,
+    INPUT,
+    MODEL,
+    OUTPUT,
+    SPEED,
+    TASK,
+    AutoBool,
+    AutoInt,
+    CountOrPercentage,
+    Duration,
+    Encoding,
+    Names,
+    Text,
+    Types,
+    knob,
+    split_variable,
+    to_seconds,
+)
 
 ENV_PREFIX = "BATCHINFER_"
-
-#: Panels of `run --help`, in this order.
-MODEL, TASK, INPUT, OUTPUT, SPEED, CONDUCT = "Model", "Task", "Input", "Output", "Speed", "Conduct"
-
-
-def knob(
-    default: Any, description: str, panel: str, *, flag: str = "", free: bool = False, **limits: Any
-) -> Any:
-    """Declare one field: its default, its help text, its panel in the help.
-
-    `free` knobs say how a job is run, not what it answers: they may change at `resume`.
-    """
-    extra: dict[str, Any] = {"panel": panel, "flag": flag, "free": free}
-    return Field(default, description=description, json_schema_extra=extra, **limits)
-
-
-def _listed(value: Any) -> Any:
-    """A single value stands for a list of one; names may hold commas."""
-    return [value] if isinstance(value, str) else value
-
-
-def _assignments(value: Any) -> Any:
-    """Mappings may be written NAME=TYPE, one or several."""
-    if isinstance(value, Mapping):
-        return value
-    parts = _listed(value)
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
-        raise ValueError("should be a mapping of names to types")
-    pairs = [part.partition("=") for part in parts]
-    if wrong := [name for name, equals, _ in pairs if not equals]:
-        raise ValueError(f"'{wrong[0]}' should be written NAME=TYPE")
-    return {name: type_name for name, _, type_name in pairs}
-
-
-def _split_variable(value: str) -> list[str]:
-    """An environment variable holds a list as `a,b`; commas within brackets separate nothing."""
-    return [part.strip() for part in re.split(r",(?![^\[(]*[\])])", value) if part.strip()]
-
-
-def _known_encoding(value: str) -> str:
-    """The one name of an encoding, whichever of its names was given."""
-    try:
-        name = codecs.lookup(value).name
-    except LookupError:
-        name = ""
-    if not name or name in ("idna", "punycode"):  # those are of host names
-        raise ValueError("is no text encoding that Python knows")
-    return name
-
-
-def _unicode(value: str) -> str:
-    """A name that ends up in a file's columns; what the shell passes may be any bytes."""
-    try:
-        value.encode()
-    except UnicodeEncodeError:
-        raise ValueError("is not valid UTF-8") from None
-    return value
-
-
-def _auto_is_none(value: Any) -> Any:
-    return None if value == "auto" else value
-
-
-_DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
-
-
-def _seconds(value: Any) -> Any:
-    """Seconds from 90, 45s, 30m, 2h, 1h30m, 1d; None from none."""
-    if not isinstance(value, str):
-        return value
-    if value == "none":
-        return None
-    found = _DURATION.fullmatch(value.strip())
-    if not found or not any(found.groups()):
-        raise ValueError("should be a time such as 45s, 30m, 2h or 1h30m")
-    days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
-    return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
-
-
-def _count_or_percentage(value: Any) -> str:
-    is_simple = isinstance(value, (str, int, float))  # what else YAML makes may be endless as text
-    if not is_simple or not re.fullmatch(r"\d{1,18}|\d{1,3}(\.\d{1,18})?%", str(value)):
-        raise ValueError("should be a whole number or a percentage such as 1%")
-    return str(value)
-
-
-Text = Annotated[str, AfterValidator(_unicode)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Types = Annotated[dict[Text, Text], BeforeValidator(_assignments)]
-AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
-AutoBool = Annotated[bool | None, BeforeValidator(_auto_is_none)]
-Duration = Annotated[float | None, BeforeValidator(_seconds)]
-CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 
 
 class RunConfig(BaseModel):
@@ -196,9 +120,7 @@ class RunConfig(BaseModel):
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = knob(
         "auto", "Input format; auto: by the file name", INPUT
     )
-    encoding: Annotated[str, AfterValidator(_known_encoding)] = knob(
-        "utf-8", "Text encoding of JSONL and CSV", INPUT
-    )
+    encoding: Encoding = knob("utf-8", "Text encoding of JSONL and CSV", INPUT)
     delimiter: Text | None = knob(None, "CSV delimiter [default: found from the header]", INPUT)
     header: bool = knob(
         True, "Whether CSV files have a header; without: column_0, column_1, …", INPUT
@@ -294,7 +216,7 @@ class RunConfig(BaseModel):
             value = environ.get(ENV_PREFIX + name.upper())
             if value is not None:
                 several = {tuple, dict} & set(parts_of(name))
-                given[name] = _split_variable(value) if several else value
+                given[name] = split_variable(value) if several else value
         return given
 
     @classmethod
@@ -334,7 +256,7 @@ class RunConfig(BaseModel):
 def seconds_of(flag: str, value: str) -> float:
     """The seconds that the value of a flag says. Raises UsageError where it says none, or nothing."""
     try:
-        seconds = _seconds(value)
+        seconds = to_seconds(value)
     except ValueError as error:
         raise UsageError(f"{flag}: {error}, got {_shown(value)}") from None
     if not seconds or seconds <= 0:

@@ -24,6 +24,7 @@ from batchinfer.engines import create_encoder
 from batchinfer.engines.base import Engine
 from batchinfer.errors import BatchInferError
 from batchinfer.plan import Plan
+from batchinfer.readers.base import is_list
 from batchinfer.tuning.sample import BYTES_A_TOKEN, sample_requests
 
 log = logging.getLogger("batchinfer")
@@ -236,12 +237,20 @@ def _harmless(plan: Plan, model_folder: Path | None, engine: Engine) -> Requests
     longest = int(2 * BYTES_A_TOKEN * plan.model.max_length)
     text = _WORDS * (longest // len(_WORDS) + 1)
 
+    def alike(column: Any) -> pa.Array[Any]:
+        """As many characters in each text, also in lists of them."""
+        if is_list(column.type):
+            counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
+            offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
+            return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), alike(column.flatten()))
+        sizes: Any = pc.fill_null(pc.binary_length(column), 0)
+        shown = np.minimum(sizes.to_numpy(zero_copy_only=False), longest).tolist()
+        return pa.array([text[:size] for size in shown], pa.string())
+
     def encode(found: Chunk) -> Requests:
         columns: dict[str, Any] = {}
         for name in found.table.column_names:
-            sizes: Any = pc.fill_null(pc.binary_length(found.table.column(name)), 0)
-            texts = [text[:size] for size in np.minimum(sizes.to_numpy(), longest).tolist()]
-            columns[name] = pa.chunked_array([pa.array(texts, pa.string())])
+            columns[name] = pa.chunked_array([alike(found.table.column(name).combine_chunks())])
         chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
         return engine.task.encode(chunk, encoder)
 

@@ -27,8 +27,8 @@ from batchinfer.readers import (
     list_inputs,
     open_reader,
 )
+from batchinfer.readers.base import is_list
 from batchinfer.tasks import create_task
-from batchinfer.tasks.base import is_list
 from batchinfer.writers.shard import output_schema
 
 log = logging.getLogger("batchinfer")

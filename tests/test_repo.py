@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
     ("errors", "lean", "children", "stages", "checked", "machine"),
-    ("core", "config"),
+    ("core", "knobs", "config"),
     ("attempts",),
     ("readers", "batching", "profiles"),
     ("plan", "tokenization"),

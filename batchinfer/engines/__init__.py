@@ -42,7 +42,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         revision=config.revision,
         task=config.task,
         max_length=config.max_length,
-        pairs=config.text_pair_column is not None,
+        pairs=config.text_pair_column is not None or config.task == "zero-shot",
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -80,7 +80,7 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     if folder is None:
         from batchinfer.engines.fake import FakeEncoder
 
-        return FakeEncoder(spec.max_length)
+        return FakeEncoder(spec.max_length, notes_places=spec.task == "token-classify")
     from batchinfer.engines import models
 
     return models.make_encoder(folder, spec, trust_remote_code=config.trust_remote_code)

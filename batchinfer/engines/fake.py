@@ -30,7 +30,7 @@ def describe(task: str, max_length: int | None) -> ModelSpec:
         architecture="Fake",
         task="classify" if task == "auto" else task,
         max_length=max_length or 512,
-        labels=("negative", "positive"),
+        labels=("relevance",) if task == "score" else ("negative", "positive"),
         dimension=8,
     )
 
@@ -40,6 +40,7 @@ class FakeEncoder:
     """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token."""
 
     max_length: int
+    notes_places: bool = False
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         if pairs is not None:
@@ -63,20 +64,25 @@ class FakeEncoder:
         tokens[place + np.repeat(begin - within, kept)] = data[
             place + np.repeat(offsets[:-1] - within, kept)
         ]
-        first = np.repeat(ends - cost, cost)
-        index = np.arange(len(first), dtype=np.int64) - first  # of a token in its text
-        start = np.maximum(0, 4 * (index - 1)).astype(np.int32)
         return Tokens(
             offsets=np.concatenate([np.zeros(1, np.int64), ends]),
             fields={"input_ids": tokens.view(np.int32)},
             truncated=full > self.max_length,
             errors={},
-            notes={
-                "start": start,
-                "end": np.minimum(start + 4, np.repeat(size, cost)).astype(np.int32),
-                "role": np.where(index, Role.BEGINS, Role.SPECIAL).astype(np.int8),
-            },
+            notes=_places(size, cost) if self.notes_places else {},
         )
+
+
+def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
+    """Where the tokens of texts of so many bytes stand, as if each byte were a character."""
+    first = np.repeat(np.cumsum(cost) - cost, cost)
+    index = np.arange(len(first), dtype=np.int64) - first  # of a token in its text
+    start = np.maximum(0, 4 * (index - 1)).astype(np.int32)
+    return {
+        "start": start,
+        "end": np.minimum(start + 4, np.repeat(size, cost)).astype(np.int32),
+        "role": np.where(index, Role.BEGINS, Role.SPECIAL).astype(np.int8),
+    }
 
 
 class FakeEngine(Engine):

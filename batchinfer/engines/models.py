@@ -124,6 +124,12 @@ def _describe(
 
     if task in _TRAINED_FOR:
         labels = _labels(config)
+        if task == "zero-shot" and not any(n.lower().startswith("entail") for n in labels):
+            logger.warning(
+                "%s has no label called entailment; its last one, %s, is taken for it",
+                model,
+                labels[-1],
+            )
         choose = _cross_encoder_activation if task == "score" else _activation
         spec = ModelSpec(
             name, identity, architecture, task, length,

@@ -62,10 +62,15 @@ _ATTENTIONS = ("sdpa", "eager")
 _TOLERANCE = 1e-3
 #: Words of the rows that are compared; the first row is as long as rows of the job may be, up to here.
 _COMPARED_WORDS = (1024, 300, 130, 33, 7, 1)
+_PAIRED_WORDS = 7
 _WORDS = (
     "the of and to in is for with on that was 7 2024 not from this rain, tea. good bad very why?"
 )
 _MODEL = "model.xml"
+#: Settings of tasks that only encoding and decoding read; all others may be in the graph.
+_NOT_TRACED = frozenset(
+    {"prompt", "embedding_dtype", "labels", "labels_column", "hypothesis", "multi_label"}
+)
 
 
 def require(*, device: str, dtype: str, attention: str, compile: bool) -> None:
@@ -272,7 +277,10 @@ def _facts(task: Task, trust_remote_code: bool) -> dict[str, Any]:
             **versions, "openvino": _openvino().get_version(), "batchinfer": __version__,
         },
         "model": spec,
-        "pairs": task.text_pair_column is not None,
+        "pairs": task.takes_pairs,
+        "settings": {
+            name: getattr(task.config, name) for name in sorted(task.knobs - _NOT_TRACED)
+        },
         "trust_remote_code": trust_remote_code,
     }  # fmt: skip
 
@@ -443,13 +451,17 @@ def _sample_rows(task: Task, folder: Path, trust_remote_code: bool) -> list[Batc
     """Rows of words, the same ones each time, each a batch of its own; longest first."""
     draw = random.Random(0)
     words = _WORDS.split()
+    # The longest texts; and pairs that leave them room, as some tasks cut the first text only.
     texts, pairs = (
-        pa.array([" ".join(draw.choices(words, k=k)) for k in _COMPARED_WORDS], pa.large_string())
-        for _ in range(2)
+        pa.array(
+            [" ".join(draw.choices(words, k=min(k, most))) for k in _COMPARED_WORDS],
+            pa.large_string(),
+        )
+        for most in (max(_COMPARED_WORDS), _PAIRED_WORDS)
     )
     spec = replace(task.spec, max_length=min(task.spec.max_length, _COMPARED_WORDS[0]))
     encoder = models.make_encoder(folder, spec, trust_remote_code=trust_remote_code)
-    tokens = encoder.encode(texts, pairs if task.text_pair_column is not None else None)
+    tokens = encoder.encode(texts, pairs if task.takes_pairs else None)
     rows = [
         Batch(
             ChunkId(0, 0),

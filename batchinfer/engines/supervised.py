@@ -338,7 +338,7 @@ def _serve(
 def _warm_up(engine: Engine, encoder: Encoder) -> None:
     """Answer something before any batch is timed: the first one pays for kernels and caches."""
     text: Any = pa.array(["warm"], pa.large_string())
-    tokens = encoder.encode(text, text if engine.task.text_pair_column else None)
+    tokens = encoder.encode(text, text if engine.task.takes_pairs else None)
     lengths = np.diff(tokens.offsets).astype(np.int32)
     if lengths[0]:
         with suppress(Exception):  # what is wrong with the model will show on the rows

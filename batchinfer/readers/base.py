@@ -155,13 +155,16 @@ def _rows_without_text(table: pa.Table, name: str) -> list[int]:
 
 def _holds_text(kind: Any) -> bool:
     """Whether it is text, or lists of texts."""
-    if _is_list(kind):
+    if is_list(kind):
         kind = kind.value_type
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
-def _is_list(kind: pa.DataType) -> bool:
-    return bool(pa.types.is_list(kind) or pa.types.is_large_list(kind))
+def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds several values a row."""
+    return (
+        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
+    )
 
 
 def _why_no_text(table: pa.Table, name: str, row: int) -> str:
@@ -172,8 +175,8 @@ def _why_no_text(table: pa.Table, name: str, row: int) -> str:
         if isinstance(value, dict) and set(value) == {"base64"}:
             return f"column '{shown(name)}' is not valid UTF-8"
         if value is not None:
-            is_list = name in table.column_names and _is_list(table.schema.field(name).type)
-            wanted = "a list of strings" if is_list else "a string"
+            is_listed = name in table.column_names and is_list(table.schema.field(name).type)
+            wanted = "a list of strings" if is_listed else "a string"
             return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
     if name not in table.column_names or not table.column(name)[row].is_valid:
         return missing

@@ -16,9 +16,11 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.config import TASK, RunConfig, flag_name, knob_of
+from batchinfer.config import RunConfig, flag_name, knob_of
 from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
 from batchinfer.errors import UsageError
+from batchinfer.knobs import TASK
+from batchinfer.readers.base import is_list
 from batchinfer.tokenization import Encoder, encode_texts
 
 if TYPE_CHECKING:
@@ -86,8 +88,10 @@ class Task(ABC):
         index = self.schema.get_field_index(name)
         return index >= 0 and is_list(self.schema.field(index).type)
 
-    def prepare(self, model: Any) -> None:  # noqa: B027 - most tasks take a model as it is
-        """Change a model that was just loaded, so that it computes no more than the task asks for."""
+    @property
+    def takes_pairs(self) -> bool:
+        """Whether a request is a pair of texts."""
+        return self.text_pair_column is not None
 
     @property
     def text_column(self) -> str:
@@ -146,13 +150,6 @@ class Task(ABC):
         )
 
 
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds several values a row."""
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
-
-
 def flattened(
     column: pa.ChunkedArray[Any], rows: npt.NDArray[np.int32], name: str
 ) -> tuple[npt.NDArray[np.int32], pa.Array[Any], dict[int, str]]:
@@ -188,6 +185,20 @@ def valid_rows(answered: AnsweredChunk) -> npt.NDArray[np.bool_]:
     if answered.errors:
         valid[np.fromiter(answered.errors, dtype=np.int64)] = False
     return valid
+
+
+def missing_rows(answered: AnsweredChunk) -> npt.NDArray[np.bool_]:
+    """Which rows have no answer, where a row may make several requests, or none and still be right.
+
+    Those that were not asked for this time are missing too.
+    """
+    missing = np.zeros(answered.chunk.num_rows, dtype=np.bool_)
+    if answered.rows is not None:
+        missing[:] = True
+        missing[np.array(answered.rows, dtype=np.int64)] = False
+    if answered.errors:
+        missing[np.fromiter(answered.errors, dtype=np.int64)] = True
+    return missing
 
 
 def scatter(answered: AnsweredChunk, name: str) -> npt.NDArray[Any]:

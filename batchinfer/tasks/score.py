@@ -11,7 +11,16 @@ import pyarrow as pa
 from batchinfer.config import RunConfig
 from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
 from batchinfer.errors import ModelError, UsageError
-from batchinfer.tasks.base import AnswerField, Head, Task, flattened, lists, scatter, valid_rows
+from batchinfer.tasks.base import (
+    AnswerField,
+    Head,
+    Task,
+    flattened,
+    lists,
+    missing_rows,
+    scatter,
+    valid_rows,
+)
 from batchinfer.tokenization import Encoder, choose, encode_requests, rows_without
 
 if TYPE_CHECKING:
@@ -95,8 +104,7 @@ class Score(Task):
             missing = ~valid_rows(answered)
             return [pa.array(scatter(answered, "score"), mask=missing)]
         rows, score = answered.requests.row, answered.values["score"]
-        missing = np.zeros(answered.chunk.num_rows, dtype=np.bool_)
-        missing[np.fromiter(answered.errors, np.int64, len(answered.errors))] = True
+        missing = missing_rows(answered)
         there = ~missing[rows]
         rows, score = rows[there], score[there]
         counts = np.bincount(rows, minlength=len(missing))

@@ -11,7 +11,7 @@ import pyarrow as pa
 from batchinfer.config import RunConfig
 from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
 from batchinfer.errors import UsageError
-from batchinfer.tasks.base import AnswerField, Head, Task, flattened, lists
+from batchinfer.tasks.base import AnswerField, Head, Task, flattened, lists, missing_rows
 from batchinfer.tokenization import Encoder, choose, encode_requests, rows_without
 
 if TYPE_CHECKING:
@@ -55,6 +55,10 @@ class ZeroShot(Task):
             raise UsageError("--text-pair-column: means nothing to --task zero-shot; leave it out")
 
     @property
+    def takes_pairs(self) -> bool:
+        return True  # the text and its hypothesis
+
+    @property
     def list_columns(self) -> frozenset[str]:
         return frozenset({self.config.labels_column} if self.config.labels_column else ())
 
@@ -91,8 +95,7 @@ class ZeroShot(Task):
         return {"logits": outputs[:, [against, follows]]}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
-        missing = np.zeros(answered.chunk.num_rows, dtype=np.bool_)
-        missing[np.fromiter(answered.errors, np.int64, len(answered.errors))] = True
+        missing = missing_rows(answered)
         rows_left = np.flatnonzero(~missing).astype(np.int32)
         row, labels, _ = self._labels(answered.chunk, rows_left)
         there = ~missing[answered.requests.row]

@@ -133,11 +133,23 @@ def compare(spec: ModelSpec, reference: Values, found: Values) -> Agreement:
     """How near answers are to the reference's."""
     if "embedding" in reference:
         return _compare_vectors(reference["embedding"], found["embedding"])
-    if "scores" in reference:  # of every label
+    if "logits" in reference:  # for and against a label
+        reference, found = (_best(_softmax(values["logits"])) for values in (reference, found))
+    elif "scores" in reference:  # of every label
         reference, found = _best(reference["scores"]), _best(found["scores"])
+    elif "label" not in reference:  # a score alone
+        reference, found = (
+            {"label": np.zeros(len(values["score"]), np.int32), **values}
+            for values in (reference, found)
+        )
     elif reference["score"].ndim > 1:  # of several labels, the best one first
         reference, found = _first(reference), _first(found)
     return _compare_labels(spec.activation, reference, found)
+
+
+def _softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    powers: npt.NDArray[Any] = np.exp(logits - logits.max(axis=1, keepdims=True))
+    return powers / powers.sum(axis=1, keepdims=True)  # type: ignore[no-any-return]
 
 
 def _best(scores: npt.NDArray[Any]) -> Values:

@@ -2,21 +2,27 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from transformers import pipeline
 
-from batchinfer import RunConfig
+from batchinfer import RunConfig, controller, resume, run
 from batchinfer.batching import make_batches
-from batchinfer.core import BatchBudget, Chunk, ChunkId, LoadedChunk, Position
+from batchinfer.core import Answers, Batch, BatchBudget, Chunk, ChunkId, LoadedChunk, Position
+from batchinfer.engines import fake
+from batchinfer.engines.fake import FakeEngine
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
+from batchinfer.planning import make_plan
 from batchinfer.tasks import create_task
+from batchinfer.tuning.accuracy import compare
 from batchinfer.worker import _Gathering
 from tests.engines import made
 from tests.engines.conftest import Made
@@ -196,3 +202,125 @@ def test_settings_that_make_no_sense_are_refused(
     spec = describe(str(nli(made_model, "bert")), task="zero-shot")[0]
     with pytest.raises(UsageError, match=why.replace("{}", r"\{\}")):
         create_task(spec, RunConfig(**settings), pa.schema([("text", pa.string())]))
+
+
+# -- beside the answers ----------------------------------------------------------------------------
+
+
+def job(tmp_path: Path, rows: list[dict[str, Any]], **settings: Any) -> RunConfig:
+    (tmp_path / "in.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return RunConfig(
+        inputs=(str(tmp_path / "in.jsonl"),), output=str(tmp_path / "out"), engine="fake",
+        chunk_rows=4, **settings,
+    )  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"task": "zero-shot", "labels_column": "list"},
+        {"task": "zero-shot", "labels": ("a", "b")},
+        {"task": "score", "text_pair_column": "list"},
+        {"task": "token-classify"},
+    ],
+)
+def test_rows_that_failed_are_tried_again_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    rows = [{"text": f"row {i}", "list": ["x", f"y{i}"]} for i in range(6)]
+    chosen = job(tmp_path, rows, **settings)
+    run(chosen.model_copy(update={"output": str(tmp_path / "whole")}))
+    whole = pq.read_table(tmp_path / "whole" / "data").to_pylist()
+    answer = FakeEngine.answer
+
+    def fail(engine: FakeEngine, batch: Batch) -> Answers:
+        if (
+            batch.fields["input_ids"] == int.from_bytes(b"row ", "little")
+        ).sum() and 2 in batch.indices:
+            raise RuntimeError("ill")
+        return answer(engine, batch)
+
+    monkeypatch.setattr(FakeEngine, "answer", fail)
+    run(chosen)
+    broken = pq.read_table(tmp_path / "out" / "data").to_pylist()
+    assert 0 < sum(row["_error"] is not None for row in broken) < 6
+    monkeypatch.setattr(FakeEngine, "answer", answer)
+    resume(chosen.output, retry_errors=True)
+    assert pq.read_table(tmp_path / "out" / "data").to_pylist() == whole
+
+
+def test_probes_of_a_budget_may_meet_lists(tmp_path: Path) -> None:
+    rows = [{"text": "q" * i, "list": ["x" * i] * (i % 3)} for i in range(1, 30)]
+    plan, _ = make_plan(job(tmp_path, rows, task="score", text_pair_column="list"))
+    engine = FakeEngine(create_task(plan.model, plan.config, plan.input_schema))
+    requests = controller._harmless(plan, None, engine)
+    assert len(requests) == sum(len(row["list"]) for row in rows)
+
+
+def test_lists_of_fixed_size_are_lists(tmp_path: Path) -> None:
+    pairs = pa.array([["a", "b"], ["c", "d"]], pa.list_(pa.string(), 2))
+    pq.write_table(pa.table({"text": ["q", "r"], "list": pairs}), tmp_path / "in.parquet")
+    report = run(
+        RunConfig(
+            inputs=(str(tmp_path / "in.parquet"),), output=str(tmp_path / "out"), engine="fake",
+            task="score", text_pair_column="list",
+        )
+    )  # fmt: skip
+    assert report.num_errors == 0
+    scores = pq.read_table(tmp_path / "out" / "data")["scores"].to_pylist()
+    assert [len(row) for row in scores] == [2, 2]
+
+
+@pytest.mark.parametrize(
+    ("right", "moved"),
+    [
+        ({"logits": [[0.0, 3.0], [2.0, 0.0]]}, {"logits": [[3.0, 0.0], [2.0, 0.0]]}),
+        ({"score": [0.9, 0.1]}, {"score": [0.5, 0.1]}),
+        ({"scores": [[0.9, 0.1], [0.2, 0.8]]}, {"scores": [[0.1, 0.9], [0.2, 0.8]]}),
+    ],
+)
+def test_tune_compares_the_answers_of_every_task(right: Any, moved: Any) -> None:
+    spec = fake.describe("classify", None)
+    there, here = ({k: np.array(v) for k, v in one.items()} for one in (right, moved))
+    assert compare(spec, there, there).complaint == ""
+    assert "a score moved by" in compare(spec, there, here).complaint
+
+
+def test_openvino_answers_pairs_and_keeps_settings_apart(
+    made_model: Made, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    openvino = pytest.importorskip("batchinfer.engines.openvino", reason="not there")
+    pytest.importorskip("openvino", reason="openvino is not installed")
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    folder = nli(made_model, "bert")
+    spec, place = describe(str(folder), task="zero-shot", pairs=True)
+    task = create_task(spec, RunConfig(labels=LABELS))
+    chunk = Chunk(
+        ChunkId(0, 0), pa.table({"text": TEXTS[:20]}), {}, Position(), Position(), True, ""
+    )
+    requests = task.encode(chunk, make_encoder(place, spec))
+    assert requests.fields["token_type_ids"].any()
+    found = []
+    for kind in (openvino.OpenVinoEngine, LocalEngine):
+        engine = kind(task, place, dtype="float32", device="cpu")
+        logits = np.zeros((len(requests), 2), np.float32)
+        for batch, answer in engine.stream(
+            iter(make_batches(chunk.id, requests, BatchBudget(900, 40)))
+        ):
+            logits[batch.indices] = answer.values["logits"]
+        found.append(logits)
+        engine.close()
+    np.testing.assert_allclose(found[0], found[1], atol=1e-3)
+
+    spec, _ = describe(str(made_model("bert")), task="embed")
+    facts = [
+        openvino._facts(create_task(spec, RunConfig(**settings)), False)
+        for settings in (
+            {},
+            {"pooling": "cls"},
+            {"truncate_dim": 8},
+            {"normalize": True},
+            {"prompt": "a"},
+        )
+    ]
+    assert facts[0] == facts[4] and all(facts[0] != other for other in facts[1:4])
