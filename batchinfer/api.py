@@ -22,7 +22,13 @@ from batchinfer.core import (
     Position,
     is_unicode,
 )
-from batchinfer.engines import create_encoder, create_engine, describe_model, resolve_dtype
+from batchinfer.engines import (
+    create_detokenizer,
+    create_encoder,
+    create_engine,
+    describe_model,
+    resolve_dtype,
+)
 from batchinfer.errors import UsageError
 from batchinfer.loader import Loader
 from batchinfer.readers import ReadOptions
@@ -66,6 +72,7 @@ def infer(
             )
     spec, folder = describe_model(config)
     task = create_task(spec, config)
+    task.detokenizer = create_detokenizer(config, spec, folder)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
     if taken := [name for name in names if name in frame.columns and name not in BOOKKEEPING]:
@@ -99,8 +106,9 @@ def infer(
 SETTINGS = (
     "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
     "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype",
-    "aggregation", "text_column", "text_pair_column", "output_prefix", "device", "attention",
-    "max_batch_tokens", "max_batch_rows",
+    "aggregation", "max_new_tokens", "temperature", "top_p", "stop", "seed",
+    "generation_config", "chat", "system", "text_column", "text_pair_column", "output_prefix", "device",
+    "attention", "max_batch_tokens", "max_batch_rows",
 )  # fmt: skip
 
 

@@ -15,27 +15,32 @@ import numpy as np
 from batchinfer.core import Batch, BatchBudget, ChunkId, Int32Array, Int64Array, Requests
 
 
-def plan_batches(cost: Int32Array, budget: BatchBudget) -> Iterator[Int64Array]:
+def plan_batches(
+    cost: Int32Array, budget: BatchBudget, tokens_ahead: int = 0
+) -> Iterator[Int64Array]:
     """Yield the indices of each batch; every request once, the same for the same input.
 
     `cost` int32[n] is each request's tokens. In a batch, rows times the longest row's tokens stay
     within the budget: that is what a padded forward computes, and an upper bound of what a packed one
-    does. A request that alone exceeds the budget gets a batch of its own.
+    does. A request that alone exceeds the budget gets a batch of its own. Where requests grow, by up to
+    `tokens_ahead`, that counts too.
     """
     order = np.argsort(-cost, kind="stable")
     start = 0
     while start < len(order):
-        longest = max(1, int(cost[order[start]]))
+        longest = max(1, int(cost[order[start]]) + tokens_ahead)
         rows = min(budget.max_batch_rows, max(1, budget.max_batch_tokens // longest))
         yield order[start : start + rows]
         start += rows
 
 
-def make_batches(chunk: ChunkId, requests: Requests, budget: BatchBudget) -> list[Batch]:
+def make_batches(
+    chunk: ChunkId, requests: Requests, budget: BatchBudget, tokens_ahead: int = 0
+) -> list[Batch]:
     """Cut a chunk's requests into batches; a chunk without requests gets one empty batch.
 
     The empty batch carries the chunk through the engine like any other, so that a file full of bad
     rows is committed as it is read and never piles up.
     """
-    plan = list(plan_batches(requests.cost, budget)) or [np.zeros(0, dtype=np.int64)]
+    plan = list(plan_batches(requests.cost, budget, tokens_ahead)) or [np.zeros(0, dtype=np.int64)]
     return [Batch(chunk, i, requests.cost[i], requests.select(i)) for i in plan]

@@ -27,6 +27,7 @@ from batchinfer.knobs import (
     SPEED,
     TASK,
     AutoBool,
+    AutoFloat,
     AutoInt,
     CountOrPercentage,
     Duration,
@@ -61,9 +62,9 @@ class RunConfig(BaseModel):
     allow_pickle: bool = knob(
         False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL
     )
-    task: Literal["auto", "classify", "embed", "token-classify", "score", "zero-shot"] = knob(
-        "auto", "What the model does; auto: found from the model", MODEL
-    )
+    task: Literal[
+        "auto", "classify", "embed", "token-classify", "score", "zero-shot", "generate", "seq2seq"
+    ] = knob("auto", "What the model does; auto: found from the model", MODEL)
     engine: Literal["auto", "local", "openvino", "fake"] = knob(
         "auto",
         "local: transformers; openvino: the same model exported (pip install 'batchinfer[openvino]'); "
@@ -83,7 +84,8 @@ class RunConfig(BaseModel):
 
     top_k: AutoInt = knob(
         None,
-        "classify: list the K best labels, too; score: the K best documents",
+        "classify: list the K best labels, too; score: the K best documents; generate, seq2seq: draw from "
+        "the K likeliest tokens",
         TASK,
         ge=1,
         le=1 << 20,
@@ -114,6 +116,32 @@ class RunConfig(BaseModel):
         "This example is {}.", "zero-shot: the sentence that a label, in place of {}, makes", TASK
     )
     multi_label: bool = knob(False, "zero-shot: each label for itself; several may hold", TASK)
+
+    max_new_tokens: AutoInt = knob(
+        None, "generate, seq2seq: tokens of an answer at most [default: the model's, else 256]", TASK,
+        ge=1, le=1 << 20,
+    )  # fmt: skip
+    temperature: AutoFloat = knob(
+        None, "generate, seq2seq: how freely tokens are drawn; 0: always the likeliest [default: as the "
+        "model says]", TASK, ge=0, le=100, allow_inf_nan=False,
+    )  # fmt: skip
+    top_p: AutoFloat = knob(
+        None, "generate, seq2seq: draw from the likeliest tokens that make up this share", TASK,
+        gt=0, le=1, allow_inf_nan=False,
+    )  # fmt: skip
+    stop: Names = knob((), "generate, seq2seq: a text that ends an answer (repeatable)", TASK)
+    seed: int = knob(
+        0, "generate, seq2seq: what each row's own draws begin with", TASK, ge=0, le=(1 << 63) - 1
+    )
+    generation_config: Text = knob(
+        "", "generate, seq2seq: a JSON file of further settings, by transformers' names", TASK
+    )
+    chat: AutoBool = knob(
+        None,
+        "generate: put prompts through the chat template [default: where the model has one]",
+        TASK,
+    )
+    system: Text | None = knob(None, "generate: a system message before each prompt", TASK)
 
     text_column: Text = knob("text", "Column to read", INPUT, min_length=1)
     text_pair_column: Text | None = knob(None, "Second text of a pair", INPUT)

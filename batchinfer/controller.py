@@ -66,7 +66,8 @@ def probe_budget(
         return min(most, SHARE * expected_tokens / fastest) >= 1.0
 
     longest = min(float(plan.model.max_length), plan.row_bytes)  # no token is less than a byte
-    if plan.config.engine == "fake" or not pays(plan.num_rows_estimate * longest):
+    writes = engine.task.tokens_ahead > 0  # a batch takes as long as its longest answer
+    if plan.config.engine == "fake" or writes or not pays(plan.num_rows_estimate * longest):
         return usual
     try:
         requests = _harmless(plan, model_folder, engine)

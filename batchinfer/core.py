@@ -124,7 +124,9 @@ class ModelSpec:
 
     `identity` is the hub commit, or a digest of the files of a local folder: two equal ones give equal
     answers. `max_length` counts special tokens. `activation` (softmax, sigmoid, none) and `labels` are
-    a classifier's; `dimension`, `pooling` (mean, cls, last), `normalize` and `prompt` an embedder's.
+    a classifier's; `dimension`, `pooling` (mean, cls, last), `normalize` and `prompt` an embedder's;
+    `generation` (the settings of transformers' GenerationConfig, as JSON) and `chat` (whether prompts go
+    through the chat template) a generator's.
     """
 
     name: str
@@ -138,6 +140,8 @@ class ModelSpec:
     pooling: str = "mean"
     normalize: bool = False
     prompt: str = ""
+    generation: str = ""
+    chat: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -165,6 +169,27 @@ class Requests:
     def with_errors(self, errors: Mapping[int, str]) -> Requests:
         """These requests, with further rows that could not be encoded."""
         return dataclasses.replace(self, errors={**errors, **self.errors}) if errors else self
+
+    def with_field(self, name: str, values: Int32Array) -> Requests:
+        """These requests, with a further field."""
+        return dataclasses.replace(self, fields={**self.fields, name: values})
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Requests:
+        """The requests that bool[n] names, with their tokens."""
+        if kept.all():
+            return self
+        indices = np.flatnonzero(kept)
+        source = self.places(indices)
+        cost = self.cost[kept]
+        return Requests(
+            row=self.row[kept],
+            cost=cost,
+            truncated=self.truncated[kept],
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(cost, dtype=np.int64)]),
+            fields={name: values[source] for name, values in self.fields.items()},
+            errors=self.errors,
+            notes={name: values[source] for name, values in self.notes.items()},
+        )
 
     def select(self, indices: Int64Array) -> dict[str, Int32Array]:
         """The fields of these requests, packed one behind the other in this order."""
@@ -237,6 +262,16 @@ class Batch:
                 self.lengths[rows:],
                 {name: values[tokens:] for name, values in self.fields.items()},
             ),
+        )
+
+    def keep(self, kept: npt.NDArray[np.bool_]) -> Batch:
+        """The rows that bool[b] names, with their tokens."""
+        tokens = np.repeat(kept, self.lengths)
+        return Batch(
+            self.chunk,
+            self.indices[kept],
+            self.lengths[kept],
+            {name: np.asarray(values)[tokens] for name, values in self.fields.items()},
         )
 
     def pin_memory(self) -> Batch:

@@ -54,7 +54,7 @@ class Loader:
         watch = Stopwatch()
         with watch.measure("tokenize"):
             requests = self.task.encode(wanted, self.encoder)
-            batches = make_batches(chunk.id, requests, self.budget)
+            batches = make_batches(chunk.id, requests, self.budget, self.task.tokens_ahead)
         # The batches hold the tokens now; a second copy would travel to the device's process too.
         light = dataclasses.replace(requests, fields={})
         return LoadedChunk(chunk, light, batches, rows, watch.seconds)

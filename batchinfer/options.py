@@ -53,6 +53,9 @@ def _option(name: str, is_hidden: bool) -> inspect.Parameter:
     if field.annotation is bool:
         annotation = bool | None
         declarations = [f"{flag}/--no-{flag[2:]}"] if field.default else [flag]
+    elif bool in parts:  # or auto
+        annotation = bool | None
+        declarations = [f"{flag}/--no-{flag[2:]}"]
     elif tuple in parts or dict in parts:
         annotation = list[str] | None
         metavar = "NAME=TYPE" if dict in parts else "NAME"

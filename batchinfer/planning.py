@@ -35,6 +35,8 @@ log = logging.getLogger("batchinfer")
 
 #: A chunk is what a kill costs at most and what the length sort sees: 16 k rows sort as well as all.
 MAX_CHUNK_ROWS = 16384
+#: Answers that are written take a hundred times as long.
+MAX_WRITTEN_ROWS = 1024
 #: A chunk's input stays near this, by the largest rows that the sample saw.
 MAX_CHUNK_BYTES = 32 << 20
 #: What a profile chooses of what the answers depend on.
@@ -72,7 +74,7 @@ def make_plan(
         "task": spec.task,
         "max_length": spec.max_length,
         "dtype": resolve_dtype(config),
-        "chunk_rows": config.chunk_rows or _chunk_rows(summary.row_bytes),
+        "chunk_rows": config.chunk_rows or _chunk_rows(summary.row_bytes, spec.task),
     }
     config = config.model_copy(update=resolved)
     segments = group_segments(files)
@@ -212,9 +214,11 @@ def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
 
 
 def _is_text(kind: Any) -> bool:
-    """Whether it is text, or lists of texts: some tasks take those, and refuse them themselves."""
+    """Whether it is text, or lists of texts or messages: tasks that take none refuse them themselves."""
     if is_list(kind):
         kind = kind.value_type
+        if pa.types.is_struct(kind):
+            return True
     if pa.types.is_dictionary(kind):
         kind = kind.value_type
     return (
@@ -265,10 +269,11 @@ def _output_schema(
     return output_schema(kept, added)
 
 
-def _chunk_rows(row_bytes: float) -> int:
+def _chunk_rows(row_bytes: float, task: str) -> int:
     """As many rows as fit in MAX_CHUNK_BYTES, a power of two."""
     rows = int(MAX_CHUNK_BYTES / max(1.0, row_bytes))
-    return min(MAX_CHUNK_ROWS, 1 << max(0, rows.bit_length() - 1))
+    most = MAX_WRITTEN_ROWS if task in ("generate", "seq2seq") else MAX_CHUNK_ROWS
+    return min(most, 1 << max(0, rows.bit_length() - 1))
 
 
 def _limit(segments: Sequence[Segment], limit: int, options: ReadOptions) -> tuple[Segment, ...]:

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
 #: margin guards against what it does not foresee.
 CUT_MARGIN = 64
 
+#: What transformers' PreTrainedTokenizerBase.clean_up_tokenization changes, in its order: spaces go.
+_LOOSE = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
+
 #: First guess of the characters of a token; English has 4 to 5, so one prefix nearly always does.
 _CHARACTERS_PER_TOKEN = 8
 
@@ -55,6 +58,14 @@ class Role(IntEnum):
     UNKNOWN = 2
     #: None of the text's tokens, but one that the model wants around it.
     SPECIAL = 3
+
+
+class Detokenizer(Protocol):
+    """Makes texts of tokens. It pickles small, and loads where it is used."""
+
+    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
+        """The text of each run of token ids."""
+        ...
 
 
 class Encoder(Protocol):
@@ -123,9 +134,9 @@ class TextEncoder:
                 f" {specials} tokens are special; give {specials + 1} or more"
             )
         errors: dict[int, str] = {}
-        inputs: list[Any] = _strings(texts, errors)
+        inputs: list[Any] = as_strings(texts, errors)
         if pairs is not None:
-            inputs = list(zip(inputs, _strings(pairs, errors), strict=True))
+            inputs = list(zip(inputs, as_strings(pairs, errors), strict=True))
             encodings = self._encode_whole(inputs, errors)
         elif _longest(texts) > self._prefix_length and self._cuts_long_texts:
             encodings = self._encode_prefixes(inputs, errors)
@@ -282,6 +293,39 @@ class TextEncoder:
         return encodings
 
 
+@dataclass(frozen=True)
+class TextDetokenizer:
+    """Token ids to text, by the model's tokenizer, from the text of its tokenizer.json.
+
+    Special tokens are left out. `cleans_up`: spaces before punctuation go, as transformers does for models
+    whose tokenizer_config.json asks for it.
+    """
+
+    tokenizer_json: str
+    cleans_up: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TextDetokenizer, (self.tokenizer_json, self.cleans_up)
+
+    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
+        """The text of each run of token ids."""
+        texts = self._tokenizer.decode_batch([run.tolist() for run in tokens])
+        return [_cleaned(text) for text in texts] if self.cleans_up else texts
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        from tokenizers import Tokenizer
+
+        return Tokenizer.from_str(self.tokenizer_json)
+
+
+def _cleaned(text: str) -> str:
+    """Without the spaces that word pieces leave before punctuation and within contractions."""
+    for loose in _LOOSE:
+        text = text.replace(loose, loose.replace(" ", ""))
+    return text
+
+
 def splits_at_spaces(document: Mapping[str, Any]) -> bool:
     """Whether a tokenizer.json allows a long text to be cut at a space; see `TextEncoder`.
 
@@ -416,7 +460,7 @@ def _longest(texts: pa.Array[Any]) -> int:
     return int(compute.max(compute.binary_length(texts)).as_py() or 0)
 
 
-def _strings(texts: pa.Array[Any], errors: dict[int, str]) -> list[str]:
+def as_strings(texts: pa.Array[Any], errors: dict[int, str]) -> list[str]:
     """The texts as Python strings; "" for one that is no UTF-8, with its error."""
     try:
         whole: list[Any] = texts.to_pylist()

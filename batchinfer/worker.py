@@ -33,11 +33,17 @@ from batchinfer.core import (
     Batch,
     BatchBudget,
     ChunkId,
+    Int64Array,
     LoadedChunk,
     Shard,
     Span,
 )
-from batchinfer.engines import create_encoder, create_engine, kind_of_device
+from batchinfer.engines import (
+    create_detokenizer,
+    create_encoder,
+    create_engine,
+    kind_of_device,
+)
 from batchinfer.engines.base import DeviceLostError, Engine
 from batchinfer.engines.supervised import SupervisedEngine
 from batchinfer.loader import Loader, LoaderKilledError
@@ -50,11 +56,13 @@ from batchinfer.stages import StageSeconds, Stopwatch
 from batchinfer.tasks import create_task
 from batchinfer.tasks.base import AnswerField
 from batchinfer.tokenization import Encoder
+from batchinfer.writers.journal import Journal
 from batchinfer.writers.run_folder import RunFolder
 from batchinfer.writers.shard import ShardWriter
 
 log = logging.getLogger("batchinfer")
 
+_NO_JOURNAL = Journal()
 #: Shards that may wait for the writer before the device waits too.
 WRITE_BEHIND = 2
 #: How long a stopped run goes on with the chunks that it has begun, in seconds.
@@ -139,6 +147,7 @@ class Worker:
                 )
             else:
                 self.engine = create_engine(config, self.task, self.model_folder)
+            self.task.detokenizer = create_detokenizer(config, self.plan.model, self.model_folder)
             if self._settings.ceiling_tokens is not None:
                 self.engine.stay_below(self._settings.ceiling_tokens)
             seconds = time.monotonic() - started
@@ -194,6 +203,8 @@ class Worker:
                 "its own"
             )
         self._begin(folder, spans, rows_done)
+        writes = self.task.tokens_ahead > 0  # only those answers take longer than reading them back
+        journal = Journal(folder.temporary, plan.id, self.task.answers) if writes else _NO_JOURNAL
         began, before = time.monotonic(), self.seconds
         watch = engine.watch = Stopwatch()
         # The marks of suspected chunks stand already, and stay until each was looked into.
@@ -205,11 +216,14 @@ class Worker:
             with (
                 closing(ahead),
                 closing(
-                    answer(_begun(ahead, attempts, watch), engine, self.progress, self.stop)
+                    answer(
+                        _begun(ahead, attempts, watch), engine, self.progress, self.stop, journal
+                    )
                 ) as done,
             ):
                 for shard in write_behind(writer.commit, self._counted(done), watch):
                     folder.attempts.end(shard.id)
+                    journal.end(shard.id)
                     yield shard
                 self.seconds = before + time.monotonic() - began
                 self.stages += watch.seconds + writer.watch.seconds
@@ -363,17 +377,24 @@ def _begun(
 
 
 def answer(
-    chunks: Iterable[LoadedChunk], engine: Engine, progress: Progress, stop: StopSignal
+    chunks: Iterable[LoadedChunk],
+    engine: Engine,
+    progress: Progress,
+    stop: StopSignal,
+    journal: Journal = _NO_JOURNAL,
 ) -> Generator[AnsweredChunk]:
-    """Yield each chunk when its last answer is in."""
+    """Yield each chunk when its last answer is in; what its journal holds is not asked again."""
     gathering: dict[ChunkId, _Gathering] = {}
 
     def feed() -> Iterator[Batch]:
         for loaded in chunks:
             if stop.is_set:
                 return
-            gathering[loaded.chunk.id] = _Gathering.of(loaded, engine.task.answers)
-            for batch in loaded.batches:
+            gathered = gathering[loaded.chunk.id] = _Gathering.of(loaded, engine.task.answers)
+            for indices, answers in journal.read(loaded):
+                gathered.take(indices, answers)
+                progress.answered(len(indices), int(loaded.requests.cost[indices].sum()))
+            for batch in gathered.open_batches():
                 if stop.out_of_time:
                     return
                 yield batch
@@ -382,6 +403,7 @@ def answer(
         for batch, answers in stream:
             gathered = gathering[batch.chunk]
             gathered.add(batch, answers)
+            journal.write(gathered.loaded, batch, answers)
             progress.answered(len(batch), batch.num_tokens)
             if gathered.is_complete:
                 answered = gathering.pop(batch.chunk).result()
@@ -416,48 +438,79 @@ class _Gathering:
     """The answers of one chunk, as they come in."""
 
     loaded: LoadedChunk
-    values: Mapping[str, npt.NDArray[Any]]
-    requests_left: int
-    per_token: frozenset[str] = frozenset()
+    fields: Mapping[str, AnswerField]
+    values: dict[str, npt.NDArray[Any]]
+    #: By field that has several items a request, those of each request.
+    items: dict[str, list[npt.NDArray[Any]]]
+    #: bool[n]: the requests that have an answer, or an error.
+    done: npt.NDArray[np.bool_]
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaded: LoadedChunk, answers: Mapping[str, AnswerField]) -> _Gathering:
         requests, tokens = len(loaded.requests), int(loaded.requests.offsets[-1])
-        values = {
-            name: np.zeros((tokens if f.per_token else requests, *f.shape), dtype=f.dtype)
-            for name, f in answers.items()
-        }
-        per_token = frozenset(name for name, f in answers.items() if f.per_token)
-        return cls(loaded, values, requests, per_token)
+        values, items = {}, {}
+        for name, f in answers.items():
+            if f.counted_by:
+                items[name] = [np.zeros((0, *f.shape), dtype=f.dtype)] * requests
+            else:
+                values[name] = np.zeros(
+                    (tokens if f.per_token else requests, *f.shape), dtype=f.dtype
+                )
+        return cls(loaded, answers, values, items, np.zeros(requests, dtype=np.bool_))
+
+    def open_batches(self) -> Iterator[Batch]:
+        """The batches with what has no answer yet; an empty one, where nothing is left to ask."""
+        if not self.done.any():
+            yield from self.loaded.batches
+            return
+        left = [batch.keep(~self.done[batch.indices]) for batch in self.loaded.batches]
+        yield from [batch for batch in left if len(batch)] or left[:1]
 
     def add(self, batch: Batch, answers: Answers) -> None:
-        self.requests_left -= len(batch)
+        """Take the answers of a batch, or the error of its requests."""
         if answers.error is not None:
+            self.done[batch.indices] = True
             for row in self.loaded.requests.row[batch.indices]:
                 self.errors[int(row)] = answers.error
             return
-        finite = np.ones(len(batch), dtype=np.bool_)
+        self.take(batch.indices, answers)
+
+    def take(self, indices: Int64Array, answers: Answers) -> None:
+        """Take the answers of these requests."""
+        self.done[indices] = True
+        finite = np.ones(len(indices), dtype=np.bool_)
         for name, values in answers.values.items():
-            is_per_token = name in self.per_token
-            places = self.loaded.requests.places(batch.indices) if is_per_token else batch.indices
+            answer = self.fields[name]
+            if answer.counted_by:
+                ends = np.cumsum(answers.values[answer.counted_by], dtype=np.int64)
+                parts = np.split(values, ends[:-1]) if len(indices) else []
+                for index, part in zip(indices.tolist(), parts, strict=True):
+                    self.items[name][index] = part
+                continue
+            places = self.loaded.requests.places(indices) if answer.per_token else indices
             self.values[name][places] = values
-            if np.issubdtype(values.dtype, np.floating) and len(batch):
+            if np.issubdtype(values.dtype, np.floating) and len(indices):
                 good = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-                if is_per_token:  # of a row, every token
-                    starts = np.cumsum(batch.lengths, dtype=np.int64) - batch.lengths
+                if answer.per_token:  # of a row, every token
+                    lengths = self.loaded.requests.cost[indices].astype(np.int64)
+                    starts = np.cumsum(lengths) - lengths
                     good = np.logical_and.reduceat(good, starts)
                 finite &= good
-        for index in batch.indices[~finite]:
+        for index in indices[~finite]:
             self.errors[int(self.loaded.requests.row[index])] = (
                 "the model's answer is NaN or infinite"
             )
 
     @property
     def is_complete(self) -> bool:
-        return self.requests_left == 0
+        return bool(self.done.all())
 
     def result(self) -> AnsweredChunk:
         errors = {**self.loaded.requests.errors, **self.errors, **self.loaded.chunk.errors}
+        values = dict(self.values)
+        for name, parts in self.items.items():
+            none = np.zeros((0, *self.fields[name].shape), dtype=self.fields[name].dtype)
+            values[name] = np.concatenate([none, *parts])
         loaded = self.loaded
-        return AnsweredChunk(loaded.chunk, loaded.requests, self.values, errors, loaded.rows)
+        return AnsweredChunk(loaded.chunk, loaded.requests, values, errors, loaded.rows)

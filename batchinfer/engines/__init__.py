@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchinfer.core import ModelSpec
 from batchinfer.engines.base import Engine
-from batchinfer.tasks.base import Task
-from batchinfer.tokenization import Encoder
+from batchinfer.errors import UsageError
+from batchinfer.tasks.base import OnePass, Task
+from batchinfer.tasks.generation import Generation
+from batchinfer.tokenization import Detokenizer, Encoder
 
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
 
 __all__ = [
     "Engine",
+    "create_detokenizer",
     "create_encoder",
     "create_engine",
     "describe_model",
@@ -23,6 +25,12 @@ __all__ = [
     "require_fit",
     "resolve_dtype",
 ]
+
+
+#: Settings of answers that are text, which a model's own settings complete.
+_WRITING = (
+    "max_new_tokens", "temperature", "top_k", "top_p", "stop", "generation_config", "chat",
+)  # fmt: skip
 
 
 def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
@@ -33,19 +41,23 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
     if config.engine == "fake":
         from batchinfer.engines import fake
 
-        return fake.describe(config.task, config.max_length), None
+        return fake.describe(config.task, config.max_length, config.max_new_tokens), None
     require_fit(config)
     from batchinfer.engines import models
 
-    return models.describe(
+    spec, folder = models.describe(
         config.model,
         revision=config.revision,
         task=config.task,
         max_length=config.max_length,
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
+        writing={name: getattr(config, name) for name in _WRITING},
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
+    if config.engine == "openvino" and spec.generation:
+        raise UsageError(f"--engine openvino: not with --task {spec.task}; leave it out")
+    return spec, folder
 
 
 def resolve_dtype(config: RunConfig) -> str:
@@ -86,33 +98,47 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     return models.make_encoder(folder, spec, trust_remote_code=config.trust_remote_code)
 
 
+def create_detokenizer(
+    config: RunConfig, spec: ModelSpec, folder: Path | None
+) -> Detokenizer | None:
+    """What makes text of the engine's tokens; None for a task that has no use for it."""
+    if folder is None:
+        from batchinfer.engines.fake import FakeDetokenizer
+
+        return FakeDetokenizer()
+    from batchinfer.engines import models
+
+    return models.make_detokenizer(folder, spec, trust_remote_code=config.trust_remote_code)
+
+
 def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
     """Load the model onto the device. Raises ModelError, or UsageError for a device that is not there."""
     if folder is None:
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
-    kind: Callable[..., Engine]
+    options: dict[str, Any] = {
+        "dtype": config.dtype,
+        "device": config.device,
+        "attention": config.attention,
+        "threads": config.threads,
+        "streams": config.streams,
+        "compile": config.compile,
+        "trust_remote_code": config.trust_remote_code,
+        "allow_pickle": config.allow_pickle,
+    }
+    if isinstance(task, Generation):
+        from batchinfer.engines.generation import GenerationEngine
+
+        return GenerationEngine(task, folder, **options)
+    assert isinstance(task, OnePass)
     if config.engine == "openvino":
         from batchinfer.engines.openvino import OpenVinoEngine
 
-        kind = OpenVinoEngine
-    else:
-        from batchinfer.engines.local import LocalEngine
+        return OpenVinoEngine(task, folder, **options)
+    from batchinfer.engines.local import LocalEngine
 
-        kind = LocalEngine
-    return kind(
-        task,
-        folder,
-        dtype=config.dtype,
-        device=config.device,
-        attention=config.attention,
-        threads=config.threads,
-        streams=config.streams,
-        compile=config.compile,
-        trust_remote_code=config.trust_remote_code,
-        allow_pickle=config.allow_pickle,
-    )
+    return LocalEngine(task, folder, **options)
 
 
 def require_fit(config: RunConfig) -> None:

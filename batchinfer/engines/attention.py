@@ -20,7 +20,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from batchinfer.engines.grouped import attend_in_groups
-from batchinfer.tasks.base import Head, Task
+from batchinfer.tasks.base import Head, OnePass
 from batchinfer.tasks.embed import PACKED_POOLINGS
 
 #: The name of `attend` among transformers' attention implementations.
@@ -57,7 +57,7 @@ def is_listed(model: Any) -> bool:
     return is_own and model.config.model_type in _HEADS
 
 
-def obstacle(model: Any, task: Task, dtype: torch.dtype, device: torch.device) -> str:
+def obstacle(model: Any, task: OnePass, dtype: torch.dtype, device: torch.device) -> str:
     """Why a model cannot run packed, in a few words; "" where it can."""
     config = model.config
     kind = config.model_type

@@ -21,7 +21,7 @@ class Canary:
     """
 
     def __init__(self, rows: list[Batch], ask: Callable[[Batch], torch.Tensor]) -> None:
-        self._together = _joined(rows)
+        self._together = joined(rows)
         self._alone = torch.cat([ask(row) for row in rows])
         self.padded = self.difference(ask)
 
@@ -48,7 +48,7 @@ def distance(found: torch.Tensor, expected: torch.Tensor) -> float:
     return float((found - expected).norm() / expected.norm().clamp(min=1e-30))
 
 
-def _joined(rows: list[Batch]) -> Batch:
+def joined(rows: list[Batch]) -> Batch:
     """Rows that are batches of their own, longest first, as one batch."""
     return Batch(
         rows[0].chunk,

@@ -72,3 +72,12 @@ def device_kind(device: str) -> str:
     """
     device = resolve_device(device)
     return torch.cuda.get_device_name(device) if device.startswith("cuda") else device
+
+
+def is_out_of_memory(error: Exception) -> bool:
+    """Whether what a model raised means that a device's memory did not suffice."""
+    if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
+        return True
+    from accelerate.utils.memory import should_reduce_batch_size  # type: ignore[import-untyped]
+
+    return bool(should_reduce_batch_size(error))

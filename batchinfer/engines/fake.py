@@ -7,6 +7,8 @@ nothing else, so that a scrambled or doubled row shows.
 
 from __future__ import annotations
 
+import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,15 +17,16 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import Answers, Batch, BatchBudget, ModelSpec
+from batchinfer.core import Answers, Batch, BatchBudget, Int32Array, ModelSpec
 from batchinfer.engines.base import Engine
 from batchinfer.tokenization import Role, Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
 
 
-def describe(task: str, max_length: int | None) -> ModelSpec:
-    """The fake model's spec: two labels, eight dimensions, 512 tokens of four bytes each."""
+def describe(task: str, max_length: int | None, max_new_tokens: int | None = None) -> ModelSpec:
+    """The fake model's spec: two labels, eight dimensions, 512 tokens of four bytes each; answers of 8."""
+    writes = task in ("generate", "seq2seq")
     return ModelSpec(
         name="fake",
         identity="fake-1",
@@ -32,6 +35,7 @@ def describe(task: str, max_length: int | None) -> ModelSpec:
         max_length=max_length or 512,
         labels=("relevance",) if task == "score" else ("negative", "positive"),
         dimension=8,
+        generation=json.dumps({"max_new_tokens": max_new_tokens or 8}) if writes else "",
     )
 
 
@@ -85,6 +89,14 @@ def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDA
     }
 
 
+class FakeDetokenizer:
+    """Every token is a letter."""
+
+    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
+        """The text of each run of token ids."""
+        return [(run % 26 + ord("a")).astype(np.uint8).tobytes().decode() for run in tokens]
+
+
 class FakeEngine(Engine):
     """Answers from a hash of each request's tokens."""
 
@@ -97,8 +109,13 @@ class FakeEngine(Engine):
         values: dict[str, npt.NDArray[np.generic]] = {}
         for salt, (name, answer) in enumerate(self.task.answers.items(), start=1):
             width = int(np.prod(answer.shape))
+            seeds = hashes
+            if answer.counted_by:
+                counts: Any = values[answer.counted_by]
+                place = np.arange(counts.sum()) - np.repeat(np.cumsum(counts) - counts, counts)
+                seeds = _mix(np.repeat(hashes, counts) + place.astype(np.uint64))
             noise = _mix(
-                hashes[:, None] + np.arange(salt, salt + width, dtype=np.uint64) * _MULTIPLIER
+                seeds[:, None] + np.arange(salt, salt + width, dtype=np.uint64) * _MULTIPLIER
             )
             if answer.high:
                 drawn = (noise % np.uint64(answer.high)).astype(answer.dtype)
@@ -106,7 +123,7 @@ class FakeEngine(Engine):
                 drawn = ((noise >> np.uint64(40)).astype(np.float64) / (1 << 24)).astype(
                     answer.dtype
                 )
-            drawn = drawn.reshape(len(batch), *answer.shape)
+            drawn = drawn.reshape(len(seeds), *answer.shape)
             values[name] = np.repeat(drawn, batch.lengths, axis=0) if answer.per_token else drawn
         return Answers(values)
 

@@ -28,11 +28,17 @@ from batchinfer.engines import attention as packing
 from batchinfer.engines import cpu, weights
 from batchinfer.engines.base import Engine, MemoryUse, reason
 from batchinfer.engines.canary import Canary, sample_rows
-from batchinfer.engines.devices import BUDGET_TOKENS, device_kind, resolve_device, resolve_dtype
+from batchinfer.engines.devices import (
+    BUDGET_TOKENS,
+    device_kind,
+    is_out_of_memory,
+    resolve_device,
+    resolve_dtype,
+)
 from batchinfer.engines.streams import share
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.stages import StageSeconds
-from batchinfer.tasks.base import Task
+from batchinfer.tasks.base import OnePass
 
 log = logging.getLogger("batchinfer")
 
@@ -86,7 +92,7 @@ class _Flight:
 
 
 class LocalEngine(Engine):
-    """Answers with a transformers model from a local folder with safetensors.
+    """Answers with a transformers model from a local folder with safetensors, in one pass a batch.
 
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
     transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
@@ -98,7 +104,7 @@ class LocalEngine(Engine):
 
     def __init__(
         self,
-        task: Task,
+        task: OnePass,
         folder: Path,
         *,
         dtype: str = "auto",
@@ -111,6 +117,7 @@ class LocalEngine(Engine):
         allow_pickle: bool = False,
     ) -> None:
         super().__init__(task)
+        self.task: OnePass = task
         self.device = torch.device(resolve_device(device))
         if compile and self.device.type not in _COMPILES:
             raise UsageError(
@@ -196,13 +203,7 @@ class LocalEngine(Engine):
 
     def is_out_of_memory(self, error: Exception) -> bool:
         """Whether the batch was too large for the device's memory."""
-        if isinstance(error, (torch.OutOfMemoryError, MemoryError)):
-            return True
-        from accelerate.utils.memory import (  # type: ignore[import-untyped]
-            should_reduce_batch_size,
-        )
-
-        return bool(should_reduce_batch_size(error))
+        return is_out_of_memory(error)
 
     def recover(self) -> None:
         """Give the memory that a failed batch held back to the GPU."""

@@ -12,16 +12,17 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 from batchinfer.core import ModelSpec
 from batchinfer.engines import sentence
+from batchinfer.engines.encoders import TransformersDetokenizer, TransformersEncoder
 from batchinfer.engines.files import find, read_json, require_weights
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
 from batchinfer.readers.base import shown
-from batchinfer.tokenization import TextEncoder
+from batchinfer.tokenization import Detokenizer, Encoder, TextDetokenizer, TextEncoder
 
 logger = logging.getLogger("batchinfer")
 
@@ -45,15 +46,35 @@ _OFFSET_POSITIONS = frozenset(
 )
 #: Classes of torch.nn that a cross-encoder may name, and what they do.
 _ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
-#: Tasks that need a head of their own: the end of its class's name, and transformers' list of such classes.
+#: Tasks that need a head of their own: the end of its class's name, transformers' list of such classes, and
+#: the class that loads one whose code comes with it.
 _TRAINED_FOR = {
     "classify": (
         "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForSequenceClassification",
     ),
-    "token-classify": ("ForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
-    "score": ("ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
-    "zero-shot": ("ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+    "token-classify": (
+        "ForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForTokenClassification",
+    ),
+    "score": (
+        "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForSequenceClassification",
+    ),
+    "zero-shot": (
+        "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
+        "AutoModelForSequenceClassification",
+    ),
+    "generate": ("ForCausalLM", "MODEL_FOR_CAUSAL_LM_MAPPING_NAMES", "AutoModelForCausalLM"),
+    "seq2seq": (
+        "ForConditionalGeneration", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
+        "AutoModelForSeq2SeqLM",
+    ),
 }  # fmt: skip
+#: Tasks whose answer is text.
+_WRITING = ("generate", "seq2seq")
+#: Tasks that ask of a tokenizer where its tokens stand: one that is written in Python does not say.
+_PLACING = ("token-classify",)
 #: Tokenizers without a limit say 1e30; nobody's is beyond this.
 _NO_LIMIT = 1 << 30
 #: The limit where neither tokenizer nor configuration names one (T5: relative positions).
@@ -67,12 +88,14 @@ def describe(
     task: str = "auto",
     max_length: int | None = None,
     pairs: bool = False,
+    writing: Mapping[str, Any] | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
 
-    Its code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
+    `writing`: what RunConfig says of answers that are text, by its names; None of a name: left open. Its
+    code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
     Raises ModelError where it cannot be had or cannot do the task, UsageError where `max_length`
     is more than the model takes or leaves no room for text.
     """
@@ -80,8 +103,9 @@ def describe(
     root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
         return _describe(
-            model, root, identity, task, max_length, pairs, trust_remote_code, allow_pickle
-        )
+            model, root, identity, task, max_length, pairs, writing or {}, trust_remote_code,
+            allow_pickle,
+        )  # fmt: skip
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
         raise ModelError(
@@ -96,6 +120,7 @@ def _describe(
     task: str,
     max_length: int | None,
     pairs: bool,
+    writing: Mapping[str, Any],
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> tuple[ModelSpec, Path]:
@@ -107,6 +132,8 @@ def _describe(
     task = _task(task, config, architecture, bool(modules), model)
     require_weights(folder, model, task, allow_pickle)
     tokenizer = _tokenizer(folder, model, trust_remote_code)
+    if task in _PLACING:
+        _require_places(tokenizer, model)
     settings = sentence.settings(folder, model) if modules and task == "embed" else {}
     if settings.get("do_lower_case") and "owercase" not in _normalizer(tokenizer):
         raise ModelError(f"{model}: do_lower_case of {sentence.CONFIGS[0]} is not supported")
@@ -115,6 +142,21 @@ def _describe(
     default = min(limit or _DEFAULT_LENGTH, settings.get("max_seq_length") or _NO_LIMIT)
     if max_length and limit and max_length > limit:
         raise UsageError(f"--max-length {max_length} is more than {model} takes: {limit} tokens")
+    generation = {}
+    if task in _WRITING:
+        from batchinfer.engines import sampling
+
+        generation = sampling.resolve(
+            config, folder, writing, str(writing.get("generation_config") or ""), model, limit
+        )
+    if task == "generate" and limit:  # prompt and answer share the model's positions
+        room = limit - generation["max_new_tokens"]
+        if room < (max_length or 1):
+            raise UsageError(
+                f"{model} takes {limit:,} tokens, of which --max-new-tokens {generation['max_new_tokens']} "
+                f"leaves {max(0, room):,} for the prompt{f', not {max_length:,}' if max_length else ''}"
+            )
+        default = min(default, room)
     length = max_length or default
     if length <= (specials := tokenizer.num_special_tokens_to_add(pairs)):
         raise UsageError(
@@ -122,6 +164,16 @@ def _describe(
             f" special; give {specials + 1} or more"
         )
 
+    if task in _WRITING:
+        chat = task == "generate" and writing.get("chat") is not False
+        has_template = bool(getattr(tokenizer, "chat_template", None))
+        if chat and writing.get("chat") and not has_template:
+            raise UsageError(f"--chat: {model} has no chat template")
+        spec = ModelSpec(
+            name, identity, architecture, task, length,
+            generation=json.dumps(generation, sort_keys=True), chat=chat and has_template,
+        )  # fmt: skip
+        return spec, folder
     if task in _TRAINED_FOR:
         labels = _labels(config)
         if task == "zero-shot" and not any(n.lower().startswith("entail") for n in labels):
@@ -154,10 +206,12 @@ def _describe(
     return spec, folder
 
 
-def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False) -> TextEncoder:
-    """A model's tokenizer, cut at the spec's length. Raises ModelError where it has no fast one."""
+def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False) -> Encoder:
+    """A model's tokenizer, cut at the spec's length. Raises ModelError where it has none for the task."""
     quiet()
     tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
+    if spec.chat or not _is_fast(tokenizer):
+        return TransformersEncoder(folder, spec.max_length, spec.chat, trust_remote_code)
     return TextEncoder(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         max_length=spec.max_length,
@@ -167,6 +221,22 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
         # What is asked must stay whole; the text gives way.
         truncation="only_first" if spec.task == "zero-shot" else "longest_first",
     )
+
+
+def make_detokenizer(
+    folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False
+) -> Detokenizer | None:
+    """What makes text of a model's tokens; None for a task that has no use for it."""
+    if spec.task not in _WRITING:
+        return None
+    quiet()
+    tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
+    if not _is_fast(tokenizer):
+        return TransformersDetokenizer(folder, trust_remote_code)
+    document = tokenizer.backend_tokenizer.to_str()
+    # Cleaning up is meant for word pieces; of byte pairs it would take spaces that belong there.
+    cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
+    return TextDetokenizer(document, cleans_up and json.loads(document)["model"]["type"] != "BPE")
 
 
 def quiet() -> None:
@@ -220,13 +290,20 @@ def _tokenizer(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
     with _explained(f"{model}: the tokenizer cannot be loaded", trust_remote_code):
-        tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
-    if getattr(tokenizer, "backend_tokenizer", None) is None:
+        return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
+
+
+def _is_fast(tokenizer: Any) -> bool:
+    """Whether a tokenizer is one of the tokenizers library, rather than written in Python."""
+    return getattr(tokenizer, "backend_tokenizer", None) is not None
+
+
+def _require_places(tokenizer: Any, model: str) -> None:
+    if not _is_fast(tokenizer):
         raise ModelError(
             f"{model}: it has no fast tokenizer (tokenizer.json), only {type(tokenizer).__name__},"
-            " which is written in Python: convert it first"
+            " which does not say where tokens stand: convert it first"
         )
-    return tokenizer
 
 
 @contextlib.contextmanager
@@ -250,9 +327,9 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
     own_code = getattr(config, "auto_map", None) or {}
     can_do = [
         name
-        for name, (suffix, mapping) in _TRAINED_FOR.items()
+        for name, (suffix, mapping, auto_class) in _TRAINED_FOR.items()
         if architecture in getattr(modeling_auto, mapping).values()
-        or (f"AutoModel{suffix}" in own_code and architecture.endswith(suffix))
+        or (auto_class in own_code and architecture.endswith(suffix))
     ]
     shown = f"a {architecture}" if architecture else "without an architecture in its config.json"
     if task == "auto":
@@ -326,4 +403,6 @@ def _cross_encoder_activation(config: Any, num_labels: int) -> str:
 
 
 def _normalizer(tokenizer: Any) -> str:
+    if not _is_fast(tokenizer):
+        return ""
     return json.dumps(json.loads(tokenizer.backend_tokenizer.to_str())["normalizer"])

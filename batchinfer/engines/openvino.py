@@ -43,7 +43,7 @@ from batchinfer.engines.devices import resolve_dtype
 from batchinfer.engines.streams import share
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
 from batchinfer.machine import usable_cores
-from batchinfer.tasks.base import Task
+from batchinfer.tasks.base import OnePass
 
 log = logging.getLogger("batchinfer")
 
@@ -104,7 +104,7 @@ class OpenVinoEngine(Engine):
 
     def __init__(
         self,
-        task: Task,
+        task: OnePass,
         folder: Path,
         *,
         dtype: str = "auto",
@@ -231,7 +231,7 @@ def _do_nothing() -> None:
 
 
 def _compile(
-    graph: _Graph, task: Task, dtype: str, threads: int | None = None, streams: int = 1
+    graph: _Graph, task: OnePass, dtype: str, threads: int | None = None, streams: int = 1
 ) -> Any:
     """Make a graph ready for this CPU: a `CompiledModel`, which computes so many batches at a time.
 
@@ -263,7 +263,7 @@ def _ask(request: Any, inputs: list[npt.NDArray[np.int64]]) -> list[npt.NDArray[
     return [found[index] for index in range(len(found))]
 
 
-def _facts(task: Task, trust_remote_code: bool) -> dict[str, Any]:
+def _facts(task: OnePass, trust_remote_code: bool) -> dict[str, Any]:
     """All that an export depends on."""
     spec = asdict(task.spec)
     spec["labels"] = len(spec["labels"])
@@ -315,7 +315,7 @@ def _hushed() -> Iterator[None]:
 # -- the export: what needs torch and transformers --------------------------------------------------
 
 
-def _export(task: Task, folder: Path, trust_remote_code: bool, allow_pickle: bool) -> _Graph:
+def _export(task: OnePass, folder: Path, trust_remote_code: bool, allow_pickle: bool) -> _Graph:
     """Trace the model, and see that the graph answers as it does.
 
     Raises ModelError where the model cannot be traced, or the graph does not.
@@ -368,7 +368,7 @@ def _export(task: Task, folder: Path, trust_remote_code: bool, allow_pickle: boo
     raise ModelError(f"{task.spec.name}: OpenVINO cannot run it: {why}; use --engine local")
 
 
-def _as_module(model: Any, task: Task, inputs: Sequence[str]) -> Any:
+def _as_module(model: Any, task: OnePass, inputs: Sequence[str]) -> Any:
     """The model and the task's forward: tensors in the order of `inputs` to the task's answers.
 
     Behind them comes what those are made of, float32[b, n].
@@ -405,7 +405,7 @@ def _trace(module: Any, example: list[npt.NDArray[np.int64]]) -> Any:
     return model
 
 
-def _difference(module: Any, task: Task, graph: _Graph, rows: list[Batch]) -> str:
+def _difference(module: Any, task: OnePass, graph: _Graph, rows: list[Batch]) -> str:
     """Ask the module for each row alone, and the graph for each alone and for several together.
 
     Returns in words how they differ; "" where they agree.
@@ -447,7 +447,7 @@ def _distance(found: npt.NDArray[Any], expected: npt.NDArray[Any]) -> float:
     return float(np.linalg.norm(found.astype(np.float64) - expected) / norm)
 
 
-def _sample_rows(task: Task, folder: Path, trust_remote_code: bool) -> list[Batch]:
+def _sample_rows(task: OnePass, folder: Path, trust_remote_code: bool) -> list[Batch]:
     """Rows of words, the same ones each time, each a batch of its own; longest first."""
     draw = random.Random(0)
     words = _WORDS.split()

@@ -9,11 +9,12 @@ import torch
 
 from batchinfer.engines.models import quiet
 from batchinfer.errors import ModelError, one_line
-from batchinfer.tasks.base import Task
+from batchinfer.tasks.base import OnePass
+from batchinfer.tasks.generation import Generation
 
 
 def load(
-    task: Task,
+    task: OnePass | Generation,
     folder: Path,
     *,
     dtype: str,
@@ -51,9 +52,9 @@ def load(
             f"{name}: the weights lack {missing[0]}{more}:"
             f" they are not those of a model for --task {task.name}"
         )
-    if hasattr(model.config, "use_cache"):
+    if isinstance(task, OnePass) and hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # nothing is generated: no keys and values to keep
-    if has_head:
+    if has_head and isinstance(task, OnePass):
         _widen_head(model)
     return model
 

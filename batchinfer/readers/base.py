@@ -154,9 +154,11 @@ def _rows_without_text(table: pa.Table, name: str) -> list[int]:
 
 
 def _holds_text(kind: Any) -> bool:
-    """Whether it is text, or lists of texts."""
+    """Whether it is text, or lists of texts or messages."""
     if is_list(kind):
         kind = kind.value_type
+        if pa.types.is_struct(kind):
+            return True
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
 
 
@@ -175,13 +177,18 @@ def _why_no_text(table: pa.Table, name: str, row: int) -> str:
         if isinstance(value, dict) and set(value) == {"base64"}:
             return f"column '{shown(name)}' is not valid UTF-8"
         if value is not None:
-            is_listed = name in table.column_names and is_list(table.schema.field(name).type)
-            wanted = "a list of strings" if is_listed else "a string"
+            kind: Any = pa.string()
+            if name in table.column_names:
+                kind = table.schema.field(name).type
+            wanted = "a string"
+            if is_list(kind):
+                of_messages = pa.types.is_struct(kind.value_type)
+                wanted = "a list of messages" if of_messages else "a list of strings"
             return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
     if name not in table.column_names or not table.column(name)[row].is_valid:
         return missing
-    kind = table.schema.field(name).type
-    word = "a boolean" if pa.types.is_boolean(kind) else f"a value of type {kind}"
-    if pa.types.is_integer(kind) or pa.types.is_floating(kind) or pa.types.is_decimal(kind):
+    found = table.schema.field(name).type
+    word = "a boolean" if pa.types.is_boolean(found) else f"a value of type {found}"
+    if pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found):
         word = "a number"
     return f"column '{shown(name)}' holds {word}, not a string"

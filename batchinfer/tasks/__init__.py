@@ -16,7 +16,9 @@ __all__ = ["TASKS", "AnswerField", "ModelSpec", "Task", "create_task"]
 TASKS = {
     "classify": "Classify",
     "embed": "Embed",
+    "generate": "Generate",
     "score": "Score",
+    "seq2seq": "Seq2Seq",
     "token-classify": "TokenClassify",
     "zero-shot": "ZeroShot",
 }

@@ -1,7 +1,8 @@
 """What a task is: rows in, arrays through the model, typed columns out.
 
-A task supplies `columns`, `answers`, `outputs`, `reduce` and `decode`; encoding text is shared. The
-module imports no torch: loader processes and the fake engine use tasks too.
+A task supplies `columns`, `answers` and `decode`, and `outputs` and `reduce` where one pass through the
+model is the answer; encoding text is shared. The module imports no torch: loader processes and the fake
+engine use tasks too.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
 from batchinfer.readers.base import is_list
-from batchinfer.tokenization import Encoder, encode_texts
+from batchinfer.tokenization import Detokenizer, Encoder, encode_texts
 
 if TYPE_CHECKING:
     import torch
@@ -36,13 +37,15 @@ _KNOBS = tuple(name for name in RunConfig.model_fields if knob_of(name)["panel"]
 class AnswerField:
     """One array of a task's answers: `shape` a request, and for integers the values [0, `high`).
 
-    `per_token`: `shape` is that of one token of a request.
+    `per_token`: `shape` is that of one token of a request. `counted_by`: that of one item, of which a
+    request has as many as another field of this name says, one request's behind the other's.
     """
 
     dtype: type[np.generic]
     shape: tuple[int, ...] = ()
     high: int = 0
     per_token: bool = False
+    counted_by: str = ""
 
 
 class Task(ABC):
@@ -52,9 +55,6 @@ class Task(ABC):
     """
 
     name: ClassVar[str]
-    #: The transformers class that loads the model.
-    auto_class: ClassVar[str]
-    head: ClassVar[Head]
     #: Settings of `--help`'s panel "Task" that mean something here.
     knobs: ClassVar[frozenset[str]] = frozenset()
 
@@ -63,6 +63,8 @@ class Task(ABC):
     ) -> None:
         self.spec = spec
         self.config = config = config or RunConfig()
+        #: What makes texts of the tokens that the model answers with; whoever makes the task sets it.
+        self.detokenizer: Detokenizer | None = None
         #: The input's columns, as far as they are known: of what is not, it holds texts.
         self.schema = schema or pa.schema([])
         for name in _KNOBS:
@@ -72,16 +74,25 @@ class Task(ABC):
                     f"{flag_name(name)}: means nothing to --task {self.name}; leave it out"
                 )
         for column in (self.text_column, self.text_pair_column):
-            if column and column not in self.list_columns and self.holds_list(column):
+            if column and self.holds_list(column) and not self.takes_list(column):
                 raise UsageError(
                     f"column '{column}' holds {self.schema.field(column).type}, not text: --task "
                     f"{self.name} takes one text a row"
                 )
 
+    def __getstate__(self) -> dict[str, Any]:
+        # Processes that load or answer make no texts; a tokenizer is some megabytes.
+        return {**self.__dict__, "detokenizer": None}
+
     @property
     def list_columns(self) -> frozenset[str]:
         """Columns that may hold several texts a row."""
         return frozenset()
+
+    def takes_list(self, name: str) -> bool:
+        """Whether the task can do something with the lists that a column holds."""
+        kind: Any = self.schema.field(name).type
+        return name in self.list_columns and not pa.types.is_struct(kind.value_type)
 
     def holds_list(self, name: str) -> bool:
         """Whether a column of the input holds lists."""
@@ -92,6 +103,11 @@ class Task(ABC):
     def takes_pairs(self) -> bool:
         """Whether a request is a pair of texts."""
         return self.text_pair_column is not None
+
+    @property
+    def tokens_ahead(self) -> int:
+        """Tokens by which each request may grow while it is answered."""
+        return 0
 
     @property
     def text_column(self) -> str:
@@ -117,6 +133,29 @@ class Task(ABC):
         """The arrays that the engine returns a request, or a token."""
 
     @abstractmethod
+    def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
+        """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`."""
+
+    def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
+        """Tokenize a chunk: one request for each row that has no error."""
+        pair = self.text_pair_column
+        return encode_texts(
+            encoder,
+            chunk.table.column(self.text_column),
+            chunk.table.column(pair) if pair else None,
+            errors=chunk.errors,
+            prompt=self.prompt,
+        )
+
+
+class OnePass(Task):
+    """A task that is answered by putting a batch through a transformers model once."""
+
+    #: The transformers class that loads the model.
+    auto_class: ClassVar[str]
+    head: ClassVar[Head]
+
+    @abstractmethod
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Put a batch through the model, on its device; what answers are made of, as float32.
 
@@ -133,21 +172,6 @@ class Task(ABC):
     def forward(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Answer a batch on the device."""
         return self.reduce(self.outputs(model, inputs))
-
-    @abstractmethod
-    def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
-        """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`."""
-
-    def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
-        """Tokenize a chunk: one request for each row that has no error."""
-        pair = self.text_pair_column
-        return encode_texts(
-            encoder,
-            chunk.table.column(self.text_column),
-            chunk.table.column(pair) if pair else None,
-            errors=chunk.errors,
-            prompt=self.prompt,
-        )
 
 
 def flattened(

@@ -11,13 +11,13 @@ import pyarrow as pa
 from batchinfer.config import RunConfig
 from batchinfer.core import AnsweredChunk, ModelSpec
 from batchinfer.errors import UsageError
-from batchinfer.tasks.base import RANKED, AnswerField, Head, Task, ranked, scatter, valid_rows
+from batchinfer.tasks.base import RANKED, AnswerField, Head, OnePass, ranked, scatter, valid_rows
 
 if TYPE_CHECKING:
     import torch
 
 
-class Classify(Task):
+class Classify(OnePass):
     """The best label and its score, by the rules of transformers' text-classification pipeline.
 
     Single-label heads give the softmax score, multi-label heads and heads of one label the sigmoid

@@ -11,13 +11,13 @@ import pyarrow as pa
 from batchinfer.config import RunConfig
 from batchinfer.core import AnsweredChunk, ModelSpec
 from batchinfer.errors import UsageError
-from batchinfer.tasks.base import AnswerField, Head, Task, scatter, valid_rows
+from batchinfer.tasks.base import AnswerField, Head, OnePass, scatter, valid_rows
 
 if TYPE_CHECKING:
     import torch
 
 
-class Embed(Task):
+class Embed(OnePass):
     """A vector of fixed size a row, as sentence-transformers makes it of the same model.
 
     `--truncate-dim` keeps the first dimensions only, before vectors are normalised (again).

@@ -14,7 +14,7 @@ from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks.base import (
     AnswerField,
     Head,
-    Task,
+    OnePass,
     flattened,
     lists,
     missing_rows,
@@ -30,7 +30,7 @@ if TYPE_CHECKING:
 PLACED = pa.struct([("index", pa.int32()), ("score", pa.float32())])
 
 
-class Score(Task):
+class Score(OnePass):
     """A score of the texts in `--text-column` (the query) and `--text-pair-column` (documents).
 
     Where the documents are a list, so are the scores, in the same order; with `--top-k` the best

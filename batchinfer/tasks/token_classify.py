@@ -11,7 +11,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.core import AnsweredChunk
-from batchinfer.tasks.base import AnswerField, Head, Task, every_token, lists, valid_rows
+from batchinfer.tasks.base import AnswerField, Head, OnePass, every_token, lists, valid_rows
 from batchinfer.tokenization import Role
 
 if TYPE_CHECKING:
@@ -32,7 +32,7 @@ _NOTHING = "O"
 _SPACE = ord(" ")
 
 
-class TokenClassify(Task):
+class TokenClassify(OnePass):
     """Entities by the rules of transformers' token-classification pipeline.
 
     `--aggregation`: none is an entity a token; simple joins neighbours of one label (B-X begins a new

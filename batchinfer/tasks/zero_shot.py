@@ -11,14 +11,14 @@ import pyarrow as pa
 from batchinfer.config import RunConfig
 from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
 from batchinfer.errors import UsageError
-from batchinfer.tasks.base import AnswerField, Head, Task, flattened, lists, missing_rows
+from batchinfer.tasks.base import AnswerField, Head, OnePass, flattened, lists, missing_rows
 from batchinfer.tokenization import Encoder, choose, encode_requests, rows_without
 
 if TYPE_CHECKING:
     import torch
 
 
-class ZeroShot(Task):
+class ZeroShot(OnePass):
     """Labels with their scores, best first, by the rules of transformers' zero-shot pipeline.
 
     Each label is a request of its own: does the hypothesis ("This example is sports.") follow from the

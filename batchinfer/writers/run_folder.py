@@ -50,6 +50,7 @@ from batchinfer.writers.durable import (
 )
 from batchinfer.writers.footer import FooterError, read_columns, read_footer
 from batchinfer.writers.footer import read_pages as read_all_pages
+from batchinfer.writers.journal import is_journal
 
 SUCCESS = "_SUCCESS"
 
@@ -143,11 +144,17 @@ class RunFolder:
     def _clean_temporary(self) -> None:
         """Remove what killed runs left behind; the lock says that none of them is alive.
 
-        The marks of what they were at stay: `suspects` reads them.
+        The marks of what they were at stay: `suspects` reads them; and the answers of open chunks.
         """
         for leftover in self.temporary.iterdir():
-            kept = leftover.is_dir() or (is_mark(leftover.name) and leftover.is_file())
+            is_ours = is_mark(leftover.name) or is_journal(leftover.name)
+            kept = leftover.is_dir() or (is_ours and leftover.is_file())
             if leftover.is_symlink() or not kept:  # a link would be written through
+                leftover.unlink()
+
+    def _clear_journals(self) -> None:
+        for leftover in self.temporary.iterdir():
+            if is_journal(leftover.name):
                 leftover.unlink()
 
     # -- the plan --------------------------------------------------------------------------------
@@ -163,6 +170,7 @@ class RunFolder:
         unfinished.
         """
         self.attempts.clear()  # of the other job
+        self._clear_journals()
         if has_plan(self.path):
             self._remove_shards()
             replace(self.temporary / "plan", self.plan_path, plan.to_json())
@@ -297,6 +305,7 @@ class RunFolder:
         """Write _SUCCESS; the caller has seen that no chunk is pending. Checks the listing of data/."""
         # A run died after its commit, before it took the mark away.
         self.attempts.clear()
+        self._clear_journals()
         if self.is_finished:
             return
         names = set(os.listdir(self.data))

@@ -177,6 +177,33 @@ FURTHER: dict[str, tuple[Any, str, dict[str, Any]]] = {
         },
     ),
 }  # fmt: skip
+_LLAMA = {
+    **_BERT, "num_key_value_heads": 2, "max_position_embeddings": 256, "pad_token_id": 1,
+    "bos_token_id": 5, "eos_token_id": 5,
+}  # fmt: skip
+_BART = {
+    "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+    "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96, "pad_token_id": 1,
+    "bos_token_id": 0, "eos_token_id": 2, "max_position_embeddings": 256, "forced_eos_token_id": None,
+}  # fmt: skip
+#: Models that write: name → tokenizer, class, configuration.
+WRITERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "gpt2": (byte_level, "GPT2LMHeadModel", {**_GPT2, "n_positions": 256}),
+    "llama": (byte_level, "LlamaForCausalLM", _LLAMA),
+    "qwen2": (byte_level, "Qwen2ForCausalLM", _LLAMA),
+    "t5": (
+        unigram,
+        "T5ForConditionalGeneration",
+        {
+            "d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+            "pad_token_id": 1, "eos_token_id": 2, "decoder_start_token_id": 1,
+        },
+    ),
+    "bart": (
+        roberta, "BartForConditionalGeneration", {**_BART, "decoder_start_token_id": 2},
+    ),
+    "marian": (unigram, "MarianMTModel", {**_BART, "decoder_start_token_id": 1}),
+}  # fmt: skip
 _SPECIAL = {
     "wordpiece": {
         "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
@@ -233,3 +260,41 @@ def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
         [head] = [m for m in linear if m.out_features == model.num_labels]
         if head.bias is not None:  # GPT-2's has none
             head.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)
+
+
+def make_writer(
+    folder: Path,
+    architecture: str,
+    *,
+    chat_template: str = "",
+    vocab_size: int = 0,
+    **generation: Any,
+) -> Path:
+    """Save a model that writes, with its tokenizer; `generation`: its generation configuration.
+
+    Many a token ends an answer, so that some rows stop, and some go on.
+    """
+    make_tokenizer, name, settings = WRITERS[architecture]
+    tokenizer = make_tokenizer()
+    size = vocab_size or tokenizer.get_vocab_size()
+    torch.manual_seed(0)
+    kind = getattr(transformers, name)
+    model = kind(kind.config_class(vocab_size=size, **settings)).eval()
+    with torch.inference_mode():
+        for name, parameter in model.named_parameters():
+            if (
+                parameter.dim() == 2
+            ):  # what is read must count, beside positions and what is written
+                counts = "shared" in name or "encoder_attn" in name
+                parameter.normal_(std=1.0 if counts else 0.3)
+    every = 5 if architecture == "marian" else 20  # it says little, and that again and again
+    ends = [model.config.eos_token_id, *range(20, size, every)]
+    model.generation_config.update(eos_token_id=ends, **generation)
+    folder.mkdir(parents=True, exist_ok=True)
+    model.save_pretrained(folder)
+    tokenizer.save(str(folder / "tokenizer.json"))
+    special = {"tokenizer_class": "PreTrainedTokenizerFast", **_SPECIAL[make_tokenizer.__name__]}
+    if chat_template:
+        special["chat_template"] = chat_template
+    (folder / "tokenizer_config.json").write_text(json.dumps(special))
+    return folder

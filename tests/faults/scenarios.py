@@ -135,6 +135,9 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
     rivals = data_of(finished((*job, "--max-batch-rows", "3")))
     other_rivals = data_of(finished((*other, "--max-batch-rows", "3"), 65))
     strangers = data_of(finished(inputs.third_job()))
+    written = inputs.job("--task", "generate", "--max-batch-rows", "4")
+    written_whole = data_of(finished(written))
+    written_rivals = data_of(finished((*written, "--max-batch-tokens", "30")))
     assert before_retry != retried, "the bad day spoilt nothing"
 
     half = killed_half_way(bench, job)
@@ -159,6 +162,11 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
             rivals=rivals, strangers=strangers,
             template={}, command=job, recovery=always(*job, "--resume"), sets=(whole,),
             patch=forbid_links,
+        ),
+        Scenario(
+            "written", "`run --task generate`, which keeps a journal of each open chunk",
+            rivals=written_rivals, strangers=strangers,
+            template={}, command=written, recovery=always(*written, "--resume"), sets=(written_whole,),
         ),
         Scenario(
             "half", "`resume` of a run that was killed half-way",

@@ -1,0 +1,115 @@
+"""Tokenizing by transformers itself: chat templates, and tokenizers that are written in Python.
+
+All else is tokenized by batchinfer.tokenization, which is quicker and needs no transformers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+
+from batchinfer.core import Int32Array
+from batchinfer.errors import one_line
+from batchinfer.tokenization import Tokens, as_strings
+
+
+@dataclass(frozen=True)
+class TransformersEncoder:
+    """A model's tokenizer, loaded by transformers from its folder where it is first used.
+
+    `chats`: texts are conversations in JSON, lists of messages with `role` and `content`, and go through
+    the model's chat template, up to where the answer begins. Otherwise they are cut at `max_length`
+    tokens, special ones counted and kept. A conversation is cut, too, and marked as truncated: whoever
+    asks decides what that means.
+    """
+
+    folder: Path
+    max_length: int
+    chats: bool = False
+    trust_remote_code: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        state = (self.folder, self.max_length, self.chats, self.trust_remote_code)
+        return TransformersEncoder, state  # without the loaded tokenizer
+
+    def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
+        """Encode large_string arrays without nulls; `pairs` is as long as `texts`."""
+        errors: dict[int, str] = {}
+        firsts = as_strings(texts, errors)
+        seconds = [None] * len(firsts) if pairs is None else as_strings(pairs, errors)
+        found: list[list[int]] = []
+        for i, (text, pair) in enumerate(zip(firsts, seconds, strict=True)):
+            ids: list[int] = []
+            if i not in errors:
+                try:
+                    ids = self._chat(text) if self.chats else self._ids(text, pair)
+                except (
+                    Exception
+                ) as error:  # whatever the template, or a tokenizer in Python, raises
+                    what = "chat template" if self.chats else "tokenizer"
+                    errors[i] = f"the model's {what} fails: {one_line(error)}"
+            found.append(ids)
+        truncated = np.array([len(ids) > self.max_length for ids in found], np.bool_)
+        kept = [ids[: self.max_length] for ids in found]
+        lengths = np.array([len(ids) for ids in kept], np.int64)
+        flat = [np.asarray(ids, np.int32) for ids in kept]
+        return Tokens(
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
+            fields={"input_ids": np.concatenate([np.zeros(0, np.int32), *flat])},
+            truncated=truncated,
+            errors=errors,
+        )
+
+    def _chat(self, conversation: str) -> list[int]:
+        ids: list[int] = self._tokenizer.apply_chat_template(
+            json.loads(conversation), add_generation_prompt=True, tokenize=True, return_dict=False
+        )
+        return ids
+
+    def _ids(self, text: str, pair: str | None) -> list[int]:
+        """All tokens; where they are too many, the kept ones and one more."""
+        tokenizer = self._tokenizer
+        ids: list[int] = tokenizer(text, pair)["input_ids"]
+        if len(ids) <= self.max_length:
+            return ids
+        cut = tokenizer(text, pair, truncation=True, max_length=self.max_length)["input_ids"]
+        return [*cut, cut[-1]]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class TransformersDetokenizer:
+    """Token ids to text by a tokenizer that is written in Python; special tokens are left out."""
+
+    folder: Path
+    trust_remote_code: bool = False
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return TransformersDetokenizer, (self.folder, self.trust_remote_code)
+
+    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
+        """The text of each run of token ids."""
+        decode, size = self._tokenizer.decode, len(self._tokenizer)
+        # A model's vocabulary may be rounded up: what no token stands for is passed over.
+        return [decode(run[run < size].tolist(), skip_special_tokens=True) for run in tokens]
+
+    @cached_property
+    def _tokenizer(self) -> Any:
+        return load_tokenizer(self.folder, self.trust_remote_code)
+
+
+def load_tokenizer(folder: Path, trust_remote_code: bool) -> Any:
+    """A folder's tokenizer as transformers loads it; raises whatever that raises."""
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)

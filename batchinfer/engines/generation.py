@@ -1,0 +1,360 @@
+"""The engine of models that write: transformers' `generate`, over batches of prompts of about one length.
+
+What makes it fast is before it: prompts are sorted, so that little is padded and rows of a batch start
+alike. Here, keys and values are kept in memory that is there from the start (transformers' own cache is
+copied for each new token), and a CPU gets faster layers.
+"""
+
+from __future__ import annotations
+
+import inspect
+import logging
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from transformers import (
+    DynamicCache,
+    GenerationConfig,
+    LogitsProcessorList,
+    StoppingCriteria,
+    StoppingCriteriaList,
+    StopStringCriteria,
+)
+from transformers.cache_utils import DynamicLayer
+
+from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.engines import cpu, sampling, weights
+from batchinfer.engines.base import Engine, reason
+from batchinfer.engines.canary import distance, joined, sample_rows
+from batchinfer.engines.devices import (
+    device_kind,
+    is_out_of_memory,
+    resolve_device,
+    resolve_dtype,
+)
+from batchinfer.engines.encoders import load_tokenizer
+from batchinfer.errors import ModelError, UsageError
+from batchinfer.tasks.generation import LENGTH, STOP, Generation, seeds_of
+
+log = logging.getLogger("batchinfer")
+
+#: Rows of a batch on a CPU and on a GPU, where nobody says otherwise.
+_ROWS = {"cpu": 16, "mps": 32, "cuda": 256}
+#: Tokens of such a row, prompt and answer, beyond which a batch has fewer rows.
+_TOKENS_A_ROW = 2048
+#: The share of a GPU's free memory that keys and values may take.
+_CACHE_SHARE = 0.6
+#: Prompts together may be answered by other first scores than alone by this share; see engines/local.py.
+_TOLERANCE = {"float32": 1e-3}
+_TOLERANCE_OF_HALVES = 0.05
+
+
+class GenerationEngine(Engine):
+    """Answers with the text that a transformers model writes.
+
+    `attention`: "auto" (the model's own) or one of transformers' implementations. `threads`: of a CPU;
+    None: as many as it has cores. Raises UsageError for a device that is not there and for what does not
+    go with writing (packed attention, compiling, several streams), and ModelError for weights that are
+    missing, broken, or not those of the task.
+    """
+
+    def __init__(
+        self,
+        task: Generation,
+        folder: Path,
+        *,
+        dtype: str = "auto",
+        device: str = "auto",
+        attention: str = "auto",
+        threads: int | None = None,
+        streams: int | None = None,
+        compile: bool = False,
+        trust_remote_code: bool = False,
+        allow_pickle: bool = False,
+    ) -> None:
+        super().__init__(task)
+        for flag, given in (
+            ("--attention packed", attention == "packed"),
+            ("--compile", compile),
+            (f"--streams {streams}", (streams or 1) > 1),
+        ):
+            if given:
+                raise UsageError(f"{flag}: not with --task {task.name}; leave it out")
+        self.device = torch.device(resolve_device(device))
+        self.dtype = resolve_dtype(dtype, device)
+        self.device_kind = device_kind(device)
+        load = partial(
+            weights.load,
+            task,
+            folder,
+            dtype=self.dtype,
+            device=self.device,
+            attention="" if attention == "auto" else attention,
+            trust_remote_code=trust_remote_code,
+            allow_pickle=allow_pickle,
+        )
+        self.generation = task
+        self.model = load()
+        self._pad_token_id = weights.pad_token_id(self.model.config, folder, trust_remote_code)
+        self._takes_mask = "attention_mask" in inspect.signature(self.model.forward).parameters
+        self._settings = self._generation_config(task)
+        self._eos = _as_list(self._settings.eos_token_id)
+        self._stops: StopStringCriteria | None = None
+        if task.stop:
+            tokenizer = load_tokenizer(folder, trust_remote_code)
+            self._stops = StopStringCriteria(tokenizer, list(task.stop))
+        if self.device.type == "cpu":
+            self._threads_before = torch.get_num_threads()
+            self.threads = threads or cpu.usual_threads()
+            torch.set_num_threads(self.threads)
+            cpu.tune_allocator()
+        #: Whether prompts of several lengths may share a batch.
+        self.pads = True
+        self._judge_padding()
+        self.default_budget = self._budget()
+
+    def answer(self, batch: Batch) -> Answers:
+        """Answer a batch of at least one request; may raise whatever the model raises."""
+        if self.pads or batch.max_length == int(batch.lengths[-1]):
+            return self._answer(batch)
+        parts = [self._answer(part) for part in _by_length(batch)]
+        names = parts[0].values
+        return Answers(
+            {name: np.concatenate([part.values[name] for part in parts]) for name in names}
+        )
+
+    def is_out_of_memory(self, error: Exception) -> bool:
+        """Whether the batch was too large for the device's memory."""
+        return is_out_of_memory(error)
+
+    def recover(self) -> None:
+        """Give the memory that a failed batch held back to the GPU."""
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def close(self) -> None:
+        """Drop the model and give its memory back."""
+        super().close()
+        if self.model is not None and self.device.type == "cpu":
+            torch.set_num_threads(self._threads_before)
+        self.model = None
+        self.recover()
+
+    @torch.inference_mode()
+    def _answer(self, batch: Batch) -> Answers:
+        task, encodes = self.generation, self.model.config.is_encoder_decoder
+        inputs = self._inputs(batch, on_the_left=not encodes)
+        start = 1 if encodes else batch.max_length
+        processors = LogitsProcessorList()
+        if task.draws:
+            seeds = seeds_of(batch.fields, batch.lengths)
+            processors = sampling.warpers(task.settings)
+            processors.append(sampling.Draw(seeds, start))
+        ends = _Ends(self._eos, self._stops, start) if task.num_beams == 1 else None
+        tokens = self.model.generate(
+            **inputs,
+            **self._cache(batch),
+            generation_config=self._settings,
+            logits_processor=processors,
+            stopping_criteria=StoppingCriteriaList([] if ends is None else [ends]),
+        )[:, start:]
+        found = tokens.cpu().numpy().astype(np.int32)
+        if ends is not None:
+            ended = ends.at.cpu().numpy()
+        else:
+            is_end = np.isin(found, self._eos)
+            ended = np.where(is_end.any(axis=1), is_end.argmax(axis=1) + 1, 0)
+        count = np.where(ended > 0, ended, found.shape[1]).astype(np.int32)
+        is_answer = np.arange(found.shape[1]) < count[:, None]
+        finish = np.where(ended > 0, STOP, LENGTH).astype(np.int8)
+        return Answers({"count": count, "finish": finish, "tokens": found[is_answer]})
+
+    def _inputs(self, batch: Batch, *, on_the_left: bool) -> dict[str, torch.Tensor]:
+        """Packed fields to int64[b, t] on the device, padded, with an attention mask.
+
+        What pads a prompt on the left is its own first token: nobody attends to it, but a penalty for
+        repetition looks at it, and finds what it would have found anyway.
+        """
+        rows, width = len(batch), batch.max_length
+        flat = np.asarray(batch.fields["input_ids"])
+        starts = np.cumsum(batch.lengths, dtype=np.int64) - batch.lengths
+        if on_the_left:
+            place = np.arange(width) - (width - batch.lengths[:, None].astype(np.int64))
+            is_token = place >= 0
+            ids = flat[starts[:, None] + np.maximum(place, 0)]
+        else:
+            is_token = np.arange(width) < batch.lengths[:, None]
+            ids = np.full((rows, width), self._pad_token_id, np.int64)
+            ids[is_token] = flat
+        inputs = {"input_ids": torch.from_numpy(ids.astype(np.int64)).to(self.device)}
+        if self._takes_mask:
+            mask = torch.from_numpy(is_token.astype(np.int64))
+            inputs["attention_mask"] = mask.to(self.device)
+        return inputs
+
+    def _cache(self, batch: Batch) -> dict[str, Any]:
+        """Room for the keys and values of prompts and answers, where the model keeps them all."""
+        config = self.model.config
+        if config.is_encoder_decoder or self.generation.num_beams > 1:
+            return {}
+        if not self.model._supports_default_dynamic_cache():
+            return {}
+        cache = DynamicCache(config=config)
+        capacity = batch.max_length + self.generation.max_new_tokens
+        cache.layers = [
+            RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
+        ]
+        return {"past_key_values": cache} if cache.layers else {}
+
+    def _generation_config(self, task: Generation) -> GenerationConfig:
+        """The job's settings, and those of the model that say which tokens are special."""
+        settings = dict(task.settings)
+        if task.draws:  # sampling.Draw draws: what is left to do is to take the likeliest
+            for name in ("do_sample", *sampling.DRAWING):
+                settings.pop(name, None)
+        settings.pop("stop_strings", None)  # they are looked for by _Ends
+        own = self.model.generation_config
+        settings.setdefault("eos_token_id", own.eos_token_id)
+        settings["pad_token_id"] = self._pad_token_id
+        config = GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+        self.model.generation_config = config
+        return config
+
+    def _judge_padding(self) -> None:
+        """See on a few prompts whether the model knows what is padded; else lengths are kept apart."""
+        if self.model.config.is_encoder_decoder:
+            return
+        vocab = self.model.config.get_text_config().vocab_size
+        rows = sample_rows(vocab, min(64, self.task.spec.max_length), self._pad_token_id)
+        try:
+            alone = torch.cat([self._first_scores([row]) for row in rows])
+            together = self._first_scores(rows)
+        except Exception as error:
+            if self.is_out_of_memory(error):
+                raise ModelError(
+                    f"{self.device_kind}: out of memory for a few prompts; free some, then start it again"
+                ) from error
+            log.debug(f"the model fails on random tokens ({reason(error)}), and is left as it is")
+            return
+        difference = distance(together, alone)
+        tolerance = _TOLERANCE.get(self.dtype, _TOLERANCE_OF_HALVES)
+        if difference > tolerance:
+            self.pads = False
+            log.warning(
+                f"{self.task.spec.name} answers padded prompts otherwise (by {difference:.2g}): prompts of "
+                "different lengths are answered apart"
+            )
+
+    @torch.inference_mode()
+    def _first_scores(self, rows: list[Batch]) -> torch.Tensor:
+        """The scores of the first new token of each prompt, float32[b, vocabulary]."""
+        found: Any = self.model.generate(
+            **self._inputs(joined(rows), on_the_left=True),
+            generation_config=GenerationConfig(  # type: ignore[no-untyped-call]
+                max_new_tokens=1, pad_token_id=self._pad_token_id, do_sample=False
+            ),
+            return_dict_in_generate=True,
+            output_logits=True,
+        )
+        scores: torch.Tensor = found.logits[0].float()
+        return scores
+
+    def _budget(self) -> BatchBudget:
+        """Rows by the kind of device, as long as their keys and values fit into a GPU's memory."""
+        rows = _ROWS[self.device.type]
+        tokens = rows * _TOKENS_A_ROW
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            tokens = int(
+                _CACHE_SHARE * free / (_bytes_a_token(self.model) * self.generation.num_beams)
+            )
+        return BatchBudget(max_batch_tokens=max(1, tokens), max_batch_rows=rows)
+
+
+class RoomyLayer(DynamicLayer):  # type: ignore[no-untyped-call]
+    """Keys and values of a layer, in memory for as many tokens as there can be.
+
+    transformers' own layer makes a copy of all that it holds for each new token.
+    """
+
+    def __init__(self, capacity: int) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self._capacity = capacity
+        self._memory: tuple[torch.Tensor, torch.Tensor] | None = None
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, *args: Any, **kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Take [b, heads, t, d] in, and return all that is held, as views."""
+        begin = self.get_seq_length()
+        end = begin + key_states.shape[-2]
+        if end > self._capacity:
+            held: tuple[torch.Tensor, torch.Tensor] = super().update(key_states, value_states)
+            return held
+        if self._memory is None:
+            self.lazy_initialization(key_states, value_states)
+            self._memory = tuple(  # type: ignore[assignment]
+                states.new_empty((*states.shape[:2], self._capacity, states.shape[-1]))
+                for states in (key_states, value_states)
+            )
+        assert self._memory is not None
+        for memory, states in zip(self._memory, (key_states, value_states), strict=True):
+            memory[:, :, begin:end] = states
+        self.keys, self.values = (memory[:, :, :end] for memory in self._memory)
+        return self.keys, self.values
+
+
+class _Ends(StoppingCriteria):
+    """Tells which rows have ended, and remembers after how many tokens: `at` int64[b], 0: not yet."""
+
+    def __init__(self, eos: list[int], stops: StopStringCriteria | None, start: int) -> None:
+        self._eos, self._stops, self._start = eos, stops, start
+        self.at = torch.zeros(0, dtype=torch.int64)
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        fresh: Any = input_ids[:, self._start :]
+        if not len(self.at):
+            self.at = torch.zeros(len(fresh), dtype=torch.int64, device=fresh.device)
+            self._ids = torch.tensor(self._eos, dtype=fresh.dtype, device=fresh.device)
+        ends = torch.isin(fresh[:, -1], self._ids)
+        if self._stops is not None:
+            ends |= self._stops(fresh, scores)
+        self.at = torch.where((self.at == 0) & ends, fresh.shape[1], self.at)
+        return self.at > 0  # type: ignore[return-value]
+
+
+def _by_length(batch: Batch) -> list[Batch]:
+    """The rows of a batch by their length, longest first, as they stand."""
+    bounds = np.flatnonzero(np.diff(batch.lengths)) + 1
+    parts, begin, first = [], 0, 0
+    for end in (*bounds.tolist(), len(batch)):
+        lengths = batch.lengths[begin:end]
+        last = first + int(lengths.sum())
+        fields = {name: values[first:last] for name, values in batch.fields.items()}
+        parts.append(Batch(batch.chunk, batch.indices[begin:end], lengths, fields))
+        begin, first = end, last
+    return parts
+
+
+def _bytes_a_token(model: Any) -> int:
+    """Memory for the keys and values of a token, as far as the configuration tells."""
+    config = model.config.get_text_config(decoder=True)
+    layers = getattr(config, "num_hidden_layers", 32) * (
+        2 if model.config.is_encoder_decoder else 1
+    )
+    heads = getattr(config, "num_attention_heads", 32)
+    width = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = getattr(config, "num_key_value_heads", None) or heads
+    size = next(model.parameters()).element_size()
+    return int(2 * layers * kept * width * size)
+
+
+def _as_list(tokens: Any) -> list[int]:
+    if tokens is None:
+        return []
+    return [int(token) for token in tokens] if isinstance(tokens, (list, tuple)) else [int(tokens)]
