@@ -111,7 +111,7 @@ def test_every_row_is_what_generate_makes_of_it_alone(
     expected = alone(folder, prompts_of(folder, texts))
     assert differences(rows, expected) == 0
     # What makes that worth something: rows differ, some stop, and two that change places are seen.
-    assert len({row["generated_text"] for row in expected}) > 40
+    assert len({row["generated_text"] for row in expected}) > 30
     assert {row["finish_reason"] for row in expected} == {"stop", "length"}
     swapped = [expected[1], expected[0], *expected[2:]]
     assert differences(rows, swapped) == 2
