@@ -66,6 +66,10 @@ def probe_budget(
         return min(most, SHARE * expected_tokens / fastest) >= 1.0
 
     longest = min(float(plan.model.max_length), plan.row_bytes)  # no token is less than a byte
+    if (
+        not engine.task.takes_text
+    ):  # nothing but rows of the input would do, and one may kill the process
+        return usual
     if plan.config.engine == "fake" or not pays(plan.num_rows_estimate * longest):
         return usual
     try:

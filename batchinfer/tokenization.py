@@ -66,6 +66,15 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class NoEncoder:
+    """The encoder of a task whose rows are no texts."""
+
+    def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
+        """There is nothing to encode."""
+        raise NotImplementedError("rows of this task are not tokenized")
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """A model's tokenizer, from the text of its tokenizer.json; loaded where it is first used.
 
@@ -123,9 +132,9 @@ class TextEncoder:
                 f" {specials} tokens are special; give {specials + 1} or more"
             )
         errors: dict[int, str] = {}
-        inputs: list[Any] = _strings(texts, errors)
+        inputs: list[Any] = strings(texts, errors)
         if pairs is not None:
-            inputs = list(zip(inputs, _strings(pairs, errors), strict=True))
+            inputs = list(zip(inputs, strings(pairs, errors), strict=True))
             encodings = self._encode_whole(inputs, errors)
         elif _longest(texts) > self._prefix_length and self._cuts_long_texts:
             encodings = self._encode_prefixes(inputs, errors)
@@ -416,7 +425,7 @@ def _longest(texts: pa.Array[Any]) -> int:
     return int(compute.max(compute.binary_length(texts)).as_py() or 0)
 
 
-def _strings(texts: pa.Array[Any], errors: dict[int, str]) -> list[str]:
+def strings(texts: pa.Array[Any], errors: dict[int, str]) -> list[str]:
     """The texts as Python strings; "" for one that is no UTF-8, with its error."""
     try:
         whole: list[Any] = texts.to_pylist()

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import pyarrow as pa
+
 from batchinfer.core import ModelSpec
+from batchinfer.engines import modules
 from batchinfer.engines.base import Engine
 from batchinfer.tasks.base import Task
-from batchinfer.tokenization import Encoder
+from batchinfer.tasks.features import as_tensors
+from batchinfer.tokenization import Encoder, NoEncoder
 
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
@@ -25,16 +29,24 @@ __all__ = [
 ]
 
 
-def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
-    """What the job's model is, and the folder that holds it; no weights are loaded.
+def describe_model(
+    config: RunConfig, schema: pa.Schema | None = None, widths: Mapping[str, int] | None = None
+) -> tuple[ModelSpec, Path | None]:
+    """What the job's model is, and the folder that holds it; no weights are loaded, but of a module.
 
-    Raises ModelError where it cannot be had or does not fit the task.
+    `schema`: the columns of the input, and `widths` the numbers in a row of those that hold lists: they
+    matter to --task module. Raises ModelError where it cannot be had or does not fit the task, UsageError
+    where it does not go with what is asked of it.
     """
+    columns = schema or pa.schema([])
     if config.engine == "fake":
         from batchinfer.engines import fake
 
-        return fake.describe(config.task, config.max_length), None
+        inputs = as_tensors(config.value_columns, columns, widths or {})
+        return fake.describe(config.task, config.max_length, inputs), None
     require_fit(config)
+    if config.task == "module":
+        return modules.describe(config, columns, widths or {})
     from batchinfer.engines import models
 
     return models.describe(
@@ -58,6 +70,11 @@ def resolve_dtype(config: RunConfig) -> str:
     require_fit(config)
     from batchinfer.engines import devices
 
+    if (
+        config.task == "module" and config.dtype == "auto"
+    ):  # a risk model's scores are not rounded unasked
+        devices.resolve_device(config.device)
+        return "float32"
     return devices.resolve_dtype(
         config.dtype, "cpu" if config.engine == "openvino" else config.device
     )
@@ -77,6 +94,8 @@ def kind_of_device(config: RunConfig) -> str:
 
 def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> Encoder:
     """What turns text into the engine's tokens; it pickles."""
+    if spec.task == "module":
+        return NoEncoder()
     if folder is None:
         from batchinfer.engines.fake import FakeEncoder
 
@@ -92,6 +111,10 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
+    if task.name == "module":
+        from batchinfer.engines.tabular import ModuleEngine
+
+        return ModuleEngine(task, config)
     kind: Callable[..., Engine]
     if config.engine == "openvino":
         from batchinfer.engines.openvino import OpenVinoEngine
@@ -117,6 +140,8 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
 
 def require_fit(config: RunConfig) -> None:
     """See that the engine can do what is asked of it, where it cannot do all. Raises UsageError."""
+    if config.task == "module" and config.engine != "fake":
+        modules.require(config)
     if config.engine == "openvino":
         from batchinfer.engines import openvino
 
