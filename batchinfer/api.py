@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import pyarrow as pa
 
 from batchinfer.config import RunConfig
@@ -29,11 +30,15 @@ from batchinfer.engines import (
     describe_model,
     resolve_dtype,
 )
-from batchinfer.errors import UsageError
+from batchinfer.engines.modules import names_module
+from batchinfer.errors import UsageError, one_line
 from batchinfer.loader import Loader
+from batchinfer.planning import with_features
 from batchinfer.readers import ReadOptions
+from batchinfer.readers.base import is_list
 from batchinfer.reporting.progress import TqdmProgress
 from batchinfer.tasks import create_task
+from batchinfer.tasks.features import width_of
 from batchinfer.worker import StopSignal, answer
 from batchinfer.writers.shard import assemble, output_schema
 
@@ -61,17 +66,21 @@ def infer(
     if isinstance(texts, str):
         raise UsageError("infer() takes a list of texts: write infer([text])")
     config = _settle(model, settings)
-    column, pair = config.text_column, config.text_pair_column
     frame = (
-        texts if isinstance(texts, pd.DataFrame) else pd.DataFrame({column: texts}, dtype=object)
+        texts
+        if isinstance(texts, pd.DataFrame)
+        else pd.DataFrame({config.text_column: texts}, dtype=object)
     )
-    for name in (column, *([pair] if pair else [])):
+    needed = (*config.text_columns, *config.value_columns)
+    for name in needed:
         if name not in frame.columns:
             raise UsageError(
                 f"no column '{name}' in the DataFrame; it has: {', '.join(map(str, frame.columns))}"
             )
-    spec, folder = describe_model(config)
-    task = create_task(spec, config)
+    table = _values(frame, config)
+    widths = {f.name: width_of(table.column(f.name)) for f in table.schema if is_list(f.type)}
+    spec, folder = describe_model(config, table.schema, widths)
+    task = create_task(spec, config, table.schema)
     task.detokenizer = create_detokenizer(config, spec, folder)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
@@ -85,10 +94,8 @@ def infer(
         loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
         progress.begin(rows_done=0, rows_expected=len(frame))
         try:
-            chunks = (
-                loader.prepare(chunk)
-                for chunk in _chunks(frame, [column, *([pair] if pair else [])])
-            )
+            source = _slices(table) if task.name == "module" else _chunks(frame, needed)
+            chunks = (loader.prepare(chunk) for chunk in source)
             answered = sorted(
                 answer(chunks, engine, progress, StopSignal()), key=lambda done: done.chunk.id
             )
@@ -106,7 +113,7 @@ def infer(
 SETTINGS = (
     "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
     "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype",
-    "aggregation", "max_new_tokens", "temperature", "top_p", "stop", "seed",
+    "aggregation", "features", "max_new_tokens", "temperature", "top_p", "stop", "seed",
     "generation_config", "chat", "system", "text_column", "text_pair_column", "output_prefix", "device",
     "attention", "max_batch_tokens", "max_batch_rows",
 )  # fmt: skip
@@ -117,6 +124,8 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise UsageError(f"infer() takes no '{unknown[0]}'; it takes {', '.join(SETTINGS)}")
     config = RunConfig.load({"model": model, **settings}, environ={})
+    if config.task == "auto" and names_module(config.model):
+        config = config.model_copy(update={"task": "module"})
     if config.engine == "auto":
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
@@ -146,3 +155,32 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
         arrays.append(pa.nulls(len(part), pa.string()))
         table = pa.table(arrays, names=[SOURCE, ROW, *columns, RESCUED])
         yield Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")
+
+
+def _values(frame: pd.DataFrame, config: RunConfig) -> pa.Table:
+    """The columns that a module takes. Raises UsageError where they hold anything else than it may."""
+    columns: dict[str, Any] = {}
+    for name in config.value_columns:
+        values: Any = frame[name].to_numpy()
+        try:  # NaN is a value of its own among numbers; elsewhere pandas means nothing by it
+            columns[name] = pa.array(values, from_pandas=values.dtype == object)
+        except (pa.ArrowException, TypeError, ValueError) as error:
+            raise UsageError(f"column '{name}' cannot be read: {one_line(error)}") from None
+    table = pa.table(columns)
+    with_features(table.schema, config)
+    return table
+
+
+def _slices(table: pa.Table) -> Iterator[Chunk]:
+    """A table in chunks; a null is its row's error."""
+    for index, start in enumerate(range(0, table.num_rows, CHUNK_ROWS)):
+        part = table.slice(start, CHUNK_ROWS)
+        errors: dict[int, str] = {}
+        for name in part.column_names:
+            for row in np.flatnonzero(part.column(name).is_null().to_numpy()):
+                errors.setdefault(int(row), f"column '{name}' is null or missing")
+        rows = np.arange(start, start + part.num_rows)
+        none = pa.nulls(part.num_rows, pa.string())
+        full = part.append_column(SOURCE, none).append_column(ROW, pa.array(rows))
+        full = full.append_column(RESCUED, none)
+        yield Chunk(ChunkId(0, index), full, errors, Position(), Position(), False, "")

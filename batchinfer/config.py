@@ -29,6 +29,7 @@ from batchinfer.knobs import (
     AutoBool,
     AutoFloat,
     AutoInt,
+    Columns,
     CountOrPercentage,
     Duration,
     Encoding,
@@ -56,15 +57,23 @@ class RunConfig(BaseModel):
     inputs: Names = knob((), "Files, globs or folders", INPUT)
     output: str = knob("", "Run folder to write", OUTPUT, flag="-o")
 
-    model: str = knob("", "Hub id or local folder (safetensors)", MODEL, flag="-m")
+    model: str = knob(
+        "",
+        "Hub id or local folder (safetensors); of --task module a .pt2 file or package.module:factory",
+        MODEL,
+        flag="-m",
+    )
     revision: str | None = knob(None, "Branch, tag or commit of a hub model", MODEL)
-    trust_remote_code: bool = knob(False, "Run Python code that comes with the model", MODEL)
+    trust_remote_code: bool = knob(
+        False, "Run Python code that comes with the model; a .pt2 file is such code", MODEL
+    )
     allow_pickle: bool = knob(
         False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL
     )
     task: Literal[
-        "auto", "classify", "embed", "token-classify", "score", "zero-shot", "generate", "seq2seq"
-    ] = knob("auto", "What the model does; auto: found from the model", MODEL)
+        "auto", "classify", "embed", "token-classify", "score", "zero-shot", "generate", "seq2seq",
+        "module",
+    ] = knob("auto", "What the model does; auto: found from the model", MODEL)  # fmt: skip
     engine: Literal["auto", "local", "openvino", "fake"] = knob(
         "auto",
         "local: transformers; openvino: the same model exported (pip install 'batchinfer[openvino]'); "
@@ -142,6 +151,7 @@ class RunConfig(BaseModel):
         TASK,
     )
     system: Text | None = knob(None, "generate: a system message before each prompt", TASK)
+    features: Columns = knob((), "module: the columns that it takes: a,b,c", TASK)
 
     text_column: Text = knob("text", "Column to read", INPUT, min_length=1)
     text_pair_column: Text | None = knob(None, "Second text of a pair", INPUT)
@@ -226,9 +236,16 @@ class RunConfig(BaseModel):
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """The columns that a row is answered by."""
+        """The columns whose texts a row is answered by."""
+        if self.task == "module":
+            return ()
         named = (self.text_column, self.text_pair_column, self.labels_column)
         return tuple(name for name in named if name)
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """The columns whose values, of whatever type, a row is answered by."""
+        return self.features if self.task == "module" else ()
 
     def error_allowance(self, num_rows: int) -> int:
         """How many error rows of `num_rows` are tolerated."""

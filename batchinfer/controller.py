@@ -66,8 +66,11 @@ def probe_budget(
         return min(most, SHARE * expected_tokens / fastest) >= 1.0
 
     longest = min(float(plan.model.max_length), plan.row_bytes)  # no token is less than a byte
-    writes = engine.task.tokens_ahead > 0  # a batch takes as long as its longest answer
-    if plan.config.engine == "fake" or writes or not pays(plan.num_rows_estimate * longest):
+    # Nothing but rows of the input would do for a module, and one may kill the process; an answer that
+    # is written takes as long as its longest row.
+    if not engine.task.takes_text or engine.task.tokens_ahead:
+        return usual
+    if plan.config.engine == "fake" or not pays(plan.num_rows_estimate * longest):
         return usual
     try:
         requests = _harmless(plan, model_folder, engine)

@@ -27,6 +27,11 @@ SOURCE, ROW = "_source", "_row"
 NUM_TOKENS, TRUNCATED, ERROR, RESCUED = "_num_tokens", "_truncated", "_error", "_rescued_data"
 BOOKKEEPING = (SOURCE, ROW, NUM_TOKENS, TRUNCATED, ERROR, RESCUED)
 
+#: What a tensor of a table may hold; "string": texts, of which no tensor is made.
+TENSOR_DTYPES = (
+    "float32", "float64", "int8", "int16", "int32", "int64", "uint8", "bool", "string",
+)  # fmt: skip
+
 
 @dataclass(frozen=True, slots=True)
 class InputFile:
@@ -119,6 +124,18 @@ class Chunk:
 
 
 @dataclass(frozen=True, slots=True)
+class TensorSpec:
+    """What a module takes or gives, by name; `shape` is that of a row, without the axis of rows.
+
+    `dtype` is one of TENSOR_DTYPES.
+    """
+
+    name: str
+    dtype: str
+    shape: tuple[int, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ModelSpec:
     """What a job must know of its model, read without loading weights; frozen in the plan.
 
@@ -127,6 +144,8 @@ class ModelSpec:
     a classifier's; `dimension`, `pooling` (mean, cls, last), `normalize` and `prompt` an embedder's;
     `generation` (the settings of transformers' GenerationConfig, as JSON) and `chat` (whether prompts go
     through the chat template) a generator's.
+    `inputs` and `outputs` are a module's: the columns in the order in which it takes them (`is_stacked`:
+    side by side, as one tensor), and the columns that it gives.
     """
 
     name: str
@@ -142,6 +161,14 @@ class ModelSpec:
     prompt: str = ""
     generation: str = ""
     chat: bool = False
+    inputs: tuple[TensorSpec, ...] = ()
+    is_stacked: bool = False
+    outputs: tuple[TensorSpec, ...] = ()
+
+    @property
+    def widths(self) -> dict[str, int]:
+        """How many numbers a module takes of each column that has several a row."""
+        return {one.name: one.shape[0] for one in self.inputs if one.shape}
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +178,7 @@ class Requests:
     `row` int32[n]: the row of the chunk that request i belongs to. `cost` int32[n]: its tokens.
     `truncated` bool[n]: whether tokens were cut to the model's limit. `fields`: flat arrays of
     `offsets[-1]` items each ("input_ids", "token_type_ids"); request i owns [offsets[i], offsets[i+1]).
+    A row of a table costs one, and its item may have several numbers: a field is then [n, k].
     `errors`: rows of the chunk that could not be encoded, and why. `notes`: arrays of as many items that
     only decoding needs (where in the text a token stands); they do not go to the device.
     """
@@ -225,7 +253,7 @@ class Batch:
     """Requests that go through the model together, packed: no padding.
 
     `indices` int64[b]: which of the chunk's requests. `lengths` int32[b]: tokens of each, longest
-    first. `fields`: flat arrays of sum(lengths) items; numpy, or pinned torch tensors once
+    first. `fields`: arrays of sum(lengths) items, as of Requests; numpy, or pinned torch tensors once
     `pin_memory()` was called.
     """
 
@@ -278,7 +306,10 @@ class Batch:
         """The same batch in page-locked memory, from which copies to a GPU run asynchronously."""
         import torch
 
-        pinned = {name: torch.from_numpy(v).pin_memory() for name, v in self.fields.items()}
+        pinned = {
+            name: v if v.dtype == object else torch.from_numpy(v).pin_memory()  # texts stay here
+            for name, v in self.fields.items()
+        }
         return Batch(self.chunk, self.indices, self.lengths, pinned)
 
 

@@ -32,6 +32,19 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
+def _columns(value: Any) -> Any:
+    """Names of columns, with commas between them or one by one."""
+    parts = _listed(value)
+    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+        return value
+    return [
+        name
+        for part in parts
+        for name in (map(str.strip, part.split(",")) if "," in part else [part])
+        if name
+    ]
+
+
 def _assignments(value: Any) -> Any:
     """Mappings may be written NAME=TYPE, one or several."""
     if isinstance(value, Mapping):
@@ -99,6 +112,7 @@ def _count_or_percentage(value: Any) -> str:
 
 Text = Annotated[str, AfterValidator(_unicode)]
 Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Columns = Annotated[tuple[Text, ...], BeforeValidator(_columns)]
 Types = Annotated[dict[Text, Text], BeforeValidator(_assignments)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 AutoFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]

@@ -18,7 +18,14 @@ import pyarrow as pa
 from pydantic import ValidationError
 
 from batchinfer.config import RunConfig, knob_of
-from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Segment
+from batchinfer.core import (
+    BOOKKEEPING,
+    TENSOR_DTYPES,
+    InputFile,
+    ModelSpec,
+    Segment,
+    TensorSpec,
+)
 from batchinfer.errors import JobMismatchError, StorageError, UsageError, one_line
 from batchinfer.profiles import Tuned
 from batchinfer.readers.base import ReadOptions
@@ -115,6 +122,7 @@ class Plan:
         config = self.config
         return ReadOptions(
             text_columns=config.text_columns,
+            value_columns=config.value_columns,
             schema=self.input_schema,
             rescue_unknown=config.keep is None,
             encoding=config.encoding,
@@ -176,7 +184,7 @@ class Plan:
                 num_rows_estimate=_whole(document["num_rows_estimate"]),
                 tuned=_tuned_from_json(document.get("tuned")),
             )
-            _require_texts(plan)
+            _require_columns(plan)
             plan_id = plan.id
         except (
             ArithmeticError,
@@ -223,6 +231,8 @@ def _model_difference(planned: ModelSpec, asked: ModelSpec) -> str:
     if field != "identity":
         return f"the model's {field} was {_short(there[field])}, now {_short(here[field])}"
     then, now = planned.identity, asked.identity
+    if planned.task == "module":
+        return f"the code or the weights of {asked.name} differ"
     if then.startswith("sha256:") or now.startswith("sha256:"):
         return f"the model's files differ ({planned.name} then, {asked.name} now)"
     return f"the model's revision was {then[:12]}, now {now[:12]}"
@@ -290,16 +300,32 @@ def _config_from_json(document: dict[str, Any]) -> RunConfig:
 
 
 def _model_from_json(document: dict[str, Any]) -> ModelSpec:
-    spec = ModelSpec(**{**document, "labels": tuple(map(_text, document["labels"]))})
+    tensors = {
+        name: tuple(map(_tensor_from_json, document.get(name, ())))
+        for name in ("inputs", "outputs")
+    }
+    labels = tuple(map(_text, document["labels"]))
+    spec = ModelSpec(**{**document, **tensors, "labels": labels})
     for name in ("name", "identity", "architecture", "prompt"):
         _text(getattr(spec, name))
     _require(spec.task in _TASKS, "model task: unknown")
     _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")
     _require(spec.pooling in ("mean", "cls", "last"), "model pooling: unknown")
     _require(type(spec.normalize) is bool, "model normalize: neither true nor false")
+    _require(type(spec.is_stacked) is bool, "model is_stacked: neither true nor false")
     _require(0 < _whole(spec.max_length) <= 1 << 30, "model max_length: out of range")
     _require(_whole(spec.dimension) <= 1 << 30, "model dimension: out of range")
     return spec
+
+
+def _tensor_from_json(document: dict[str, Any]) -> TensorSpec:
+    shape = document["shape"]
+    _require(type(shape) is list and len(shape) <= 8, "the shape of a tensor is none")
+    _require(all(0 < _whole(size) <= 1 << 30 for size in shape), "the shape of a tensor is none")
+    tensor = TensorSpec(**{**document, "shape": tuple(shape)})
+    _text(tensor.name).encode()
+    _require(tensor.dtype in TENSOR_DTYPES, "the type of a tensor is unknown")
+    return tensor
 
 
 def _segments_from_json(document: list[dict[str, Any]]) -> tuple[Segment, ...]:
@@ -336,10 +362,10 @@ def _tuned_from_json(document: object) -> Tuned | None:
     return None if document is None else Tuned.from_json(document)
 
 
-def _require_texts(plan: Plan) -> None:
+def _require_columns(plan: Plan) -> None:
     names = plan.input_schema.names
-    for name in plan.read_options.text_columns:
-        _require(name in names, "it does not read its text column")
+    for name in plan.read_options.needed_columns:
+        _require(name in names, "it does not read a column that it needs")
     _require(not set(names) & set(BOOKKEEPING), "it reads a column of batchinfer's own")
     _require(plan.config.task == plan.model.task, "config and model name two tasks")
 

@@ -15,8 +15,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.config import RunConfig, did_you_mean
-from batchinfer.core import BOOKKEEPING, ModelSpec, Position, Segment
+from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Position, Segment
 from batchinfer.engines import describe_model, kind_of_device, require_fit, resolve_dtype
+from batchinfer.engines.modules import names_module
 from batchinfer.errors import JobMismatchError, UsageError, one_line
 from batchinfer.plan import Plan
 from batchinfer.profiles import Profile, Tuned, kept_profile, key_of, named_profile
@@ -29,6 +30,7 @@ from batchinfer.readers import (
 )
 from batchinfer.readers.base import is_list
 from batchinfer.tasks import create_task
+from batchinfer.tasks.features import is_feature, width_of
 from batchinfer.writers.shard import output_schema
 
 log = logging.getLogger("batchinfer")
@@ -37,10 +39,14 @@ log = logging.getLogger("batchinfer")
 MAX_CHUNK_ROWS = 16384
 #: Answers that are written take a hundred times as long.
 MAX_WRITTEN_ROWS = 1024
+#: Rows of a table are answered much faster, and are not sorted: a shard should hold more of them.
+MAX_TABLE_ROWS = 65536
 #: A chunk's input stays near this, by the largest rows that the sample saw.
 MAX_CHUNK_BYTES = 32 << 20
 #: What a profile chooses of what the answers depend on.
 _CHOSEN = ("engine", "dtype")
+#: How long lists are is looked up in so many rows of so many files.
+_LOOK_ROWS, _MAX_LOOKS = 64, 64
 
 
 def make_plan(
@@ -64,11 +70,12 @@ def make_plan(
         max_line_bytes=config.max_line_bytes,
     )
     summary = inspect_inputs(files, options, config.types)
-    texts = config.text_columns
-    found = _with_texts(summary.schema.remove_metadata(), texts)
+    found = _with_texts(summary.schema.remove_metadata(), config.text_columns)
+    found = with_features(found, config)
+    needed = (*config.text_columns, *config.value_columns)
     kept = _kept_columns(config, found)
 
-    spec, folder = describe_model(config)
+    spec, folder = describe_model(config, found, _widths(files, options, found, config))
     config, tuned = _tuned(asked, config, spec, previous)
     resolved = {
         "task": spec.task,
@@ -80,14 +87,14 @@ def make_plan(
     segments = group_segments(files)
     num_rows = summary.num_rows_estimate
     if config.limit is not None:
-        counting = dataclasses.replace(options, schema=pa.schema([found.field(texts[0])]))
+        counting = dataclasses.replace(options, schema=pa.schema([found.field(needed[0])]))
         segments = _limit(segments, config.limit, counting)
         num_rows = min(num_rows, config.limit)
     plan = Plan(
         config=config,
         model=spec,
         segments=segments,
-        input_schema=pa.schema([field for field in found if field.name in {*kept, *texts}]),
+        input_schema=pa.schema([field for field in found if field.name in {*kept, *needed}]),
         output_schema=_output_schema(config, spec, [found.field(name) for name in kept], found),
         row_bytes=summary.row_bytes,
         num_rows_estimate=num_rows,
@@ -187,6 +194,8 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
             if getattr(config, name) in ("auto", None)
         }
         config = config.model_copy(update=update)
+    if config.task == "auto" and names_module(config.model):
+        config = config.model_copy(update={"task": "module"})
     if config.engine == "auto":
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
@@ -197,20 +206,80 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
 def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
     """The schema with the text columns in it. Raises UsageError where they are not there or no text."""
     for name in texts:
-        if name not in found.names:
-            if not found.names:  # no record could be read: each row will say why
-                found = found.append(pa.field(name, pa.string()))
-                continue
-            raise UsageError(
-                f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
-                f"{', '.join(found.names)} (choose one with --text-column)"
-            )
+        found = _with_column(found, name, pa.string(), "choose one with --text-column")
         if not _is_text(found.field(name).type):
             raise UsageError(
                 f"column '{name}' holds {found.field(name).type}, not text; choose another with "
                 f"--text-column, or read it as text with --schema {name}=string"
             )
     return found
+
+
+def with_features(found: pa.Schema, config: RunConfig) -> pa.Schema:
+    """The schema with the features in it. Raises UsageError where they are not there or of no use."""
+    names = config.value_columns
+    if config.task == "module" and not names:
+        raise UsageError(
+            "--task module needs --features, the columns that the module takes; the input has: "
+            f"{', '.join(found.names)}"
+        )
+    for name in names:
+        if names.count(name) > 1:
+            raise UsageError(f"--features: '{name}' stands twice")
+        found = _with_column(found, name, pa.float64(), "choose them with --features")
+        kind = found.field(name).type
+        if not is_feature(kind):
+            raise UsageError(
+                f"column '{name}' holds {kind}; --features takes numbers, lists of numbers, and texts"
+            )
+    return found
+
+
+def _with_column(found: pa.Schema, name: str, kind: Any, advice: str) -> pa.Schema:
+    """The schema with a column in it, of this type where no record could be read: each row will say why.
+
+    Raises UsageError where records have other columns.
+    """
+    if name in found.names:
+        return found
+    if not found.names:
+        return found.append(pa.field(name, kind))
+    raise UsageError(
+        f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
+        f"{', '.join(found.names)} ({advice})"
+    )
+
+
+def _widths(
+    files: Sequence[InputFile], options: ReadOptions, found: pa.Schema, config: RunConfig
+) -> dict[str, int]:
+    """The numbers in a row of the features that hold lists: of most among the first rows that have some.
+
+    Raises UsageError where no list is found.
+    """
+    kinds: dict[str, Any] = {name: found.field(name).type for name in config.value_columns}
+    fixed = pa.types.is_fixed_size_list
+    widths = {name: int(kind.list_size) for name, kind in kinds.items() if fixed(kind)}
+    left = [name for name, kind in kinds.items() if is_list(kind) and name not in widths]
+    for file in files[:_MAX_LOOKS]:
+        if not left:
+            break
+        schema = pa.schema([found.field(name) for name in left])
+        reader = open_reader(
+            file, dataclasses.replace(options, schema=schema, rescue_unknown=False)
+        )
+        try:
+            table = reader.take(_LOOK_ROWS).table
+        finally:
+            reader.close()
+        widths |= {name: width for name in left if (width := width_of(table.column(name)))}
+        left = [name for name in left if name not in widths]
+    if left:
+        raise UsageError(
+            f"column '{left[0]}' has no list with a number in its first rows, which would say how many the "
+            "module gets of it"
+        )
+    return widths
 
 
 def _is_text(kind: Any) -> bool:
@@ -271,6 +340,7 @@ def _output_schema(
 
 def _chunk_rows(row_bytes: float, task: str) -> int:
     """As many rows as fit in MAX_CHUNK_BYTES, a power of two."""
+    most = MAX_TABLE_ROWS if task == "module" else MAX_CHUNK_ROWS
     rows = int(MAX_CHUNK_BYTES / max(1.0, row_bytes))
     most = MAX_WRITTEN_ROWS if task in ("generate", "seq2seq") else MAX_CHUNK_ROWS
     return min(most, 1 << max(0, rows.bit_length() - 1))

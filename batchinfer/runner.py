@@ -114,7 +114,9 @@ def resume(
                 check_schemas(plan)
                 work.plan = check_inputs(plan, work.shards)
                 try:
-                    model, model_folder = describe_model(plan.config)
+                    model, model_folder = describe_model(
+                        plan.config, plan.input_schema, plan.model.widths
+                    )
                 except UsageError as error:  # it could do what is asked when the job was planned
                     raise JobMismatchError(f"{output}: the model changed: {error}") from None
                 if difference := first_difference(plan, dataclasses.replace(plan, model=model)):
@@ -128,13 +130,20 @@ def resume(
 
 
 def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
-    """See that what the plan would load is trusted by this call too."""
+    """See that what the plan would load is trusted by this call too.
+
+    A module is code, of whatever file: `run` was given its name by whoever started it, but here it is the
+    folder that names it.
+    """
+    config = plan.config
+    is_code = plan.model.task == "module" and config.engine != "fake"
     for name, given in consents.items():
-        if getattr(plan.config, name) and not given:
+        wanted = getattr(config, name) or (is_code and name == "trust_remote_code")
+        if wanted and not given:
             loads = "Python code" if name == "trust_remote_code" else "pickled weights"
             raise UsageError(
-                f"{plan.config.output}: the job loads {loads} of {plan.config.model}; if you trust it, "
-                f"say so again: `batchinfer resume {plan.config.output} {flag_name(name)}`"
+                f"{config.output}: the job loads {loads} of {config.model}; if you trust it, say so again: "
+                f"`batchinfer resume {config.output} {flag_name(name)}`"
             )
 
 

@@ -77,6 +77,15 @@ class Encoder(Protocol):
 
 
 @dataclass(frozen=True)
+class NoEncoder:
+    """The encoder of a task whose rows are no texts."""
+
+    def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
+        """There is nothing to encode."""
+        raise NotImplementedError("rows of this task are not tokenized")
+
+
+@dataclass(frozen=True)
 class TextEncoder:
     """A model's tokenizer, from the text of its tokenizer.json; loaded where it is first used.
 

@@ -152,10 +152,11 @@ class Worker:
                 self.engine.stay_below(self._settings.ceiling_tokens)
             seconds = time.monotonic() - started
             self.load_seconds += seconds
+            cut = f", texts cut at {self.plan.model.max_length:,} tokens"
             log.debug(
                 f"loaded {self.plan.model.name} in {seconds:.1f} s: {self.engine.dtype} on "
-                f"{self.engine.device_kind}{', in a process of its own' if isolated else ''}, texts "
-                f"cut at {self.plan.model.max_length:,} tokens"
+                f"{self.engine.device_kind}{', in a process of its own' if isolated else ''}"
+                f"{cut if self.task.takes_text else ''}"
             )
         return self.engine
 
@@ -360,6 +361,11 @@ class Worker:
         size = sum(span.segment.size for span in spans)
         if size < SMALL_INPUT_BYTES:
             return 0
+        files = (file for span in spans for file in span.segment.files)
+        if not self.task.takes_text and all(file.format == "parquet" for file in files):
+            return (
+                0  # read while the device works, and quicker than it could be sent from elsewhere
+            )
         if self._settings.workers is not None:
             return self._settings.workers
         return max(1, min(MAX_WORKERS, len(spans), usable_cores() // 2))

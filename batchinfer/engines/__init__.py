@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
+
 from batchinfer.core import ModelSpec
+from batchinfer.engines import modules
 from batchinfer.engines.base import Engine
 from batchinfer.errors import UsageError
 from batchinfer.tasks.base import OnePass, Task
+from batchinfer.tasks.features import as_tensors
 from batchinfer.tasks.generation import Generation
-from batchinfer.tokenization import Detokenizer, Encoder
+from batchinfer.tasks.module import Module
+from batchinfer.tokenization import Detokenizer, Encoder, NoEncoder
 
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
@@ -33,16 +39,24 @@ _WRITING = (
 )  # fmt: skip
 
 
-def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
-    """What the job's model is, and the folder that holds it; no weights are loaded.
+def describe_model(
+    config: RunConfig, schema: pa.Schema | None = None, widths: Mapping[str, int] | None = None
+) -> tuple[ModelSpec, Path | None]:
+    """What the job's model is, and the folder that holds it; no weights are loaded, but of a module.
 
-    Raises ModelError where it cannot be had or does not fit the task.
+    `schema`: the columns of the input, and `widths` the numbers in a row of those that hold lists: they
+    matter to --task module. Raises ModelError where it cannot be had or does not fit the task, UsageError
+    where it does not go with what is asked of it.
     """
+    columns = schema or pa.schema([])
     if config.engine == "fake":
         from batchinfer.engines import fake
 
-        return fake.describe(config.task, config.max_length, config.max_new_tokens), None
+        inputs = as_tensors(config.value_columns, columns, widths or {})
+        return fake.describe(config.task, config.max_length, config.max_new_tokens, inputs), None
     require_fit(config)
+    if config.task == "module":
+        return modules.describe(config, columns, widths or {})
     from batchinfer.engines import models
 
     spec, folder = models.describe(
@@ -70,6 +84,11 @@ def resolve_dtype(config: RunConfig) -> str:
     require_fit(config)
     from batchinfer.engines import devices
 
+    if (
+        config.task == "module" and config.dtype == "auto"
+    ):  # a risk model's scores are not rounded unasked
+        devices.resolve_device(config.device)
+        return "float32"
     return devices.resolve_dtype(
         config.dtype, "cpu" if config.engine == "openvino" else config.device
     )
@@ -89,6 +108,8 @@ def kind_of_device(config: RunConfig) -> str:
 
 def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> Encoder:
     """What turns text into the engine's tokens; it pickles."""
+    if spec.task == "module":
+        return NoEncoder()
     if folder is None:
         from batchinfer.engines.fake import FakeEncoder
 
@@ -117,6 +138,10 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
+    if isinstance(task, Module):
+        from batchinfer.engines.tabular import ModuleEngine
+
+        return ModuleEngine(task, config)
     options: dict[str, Any] = {
         "dtype": config.dtype,
         "device": config.device,
@@ -143,6 +168,8 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
 
 def require_fit(config: RunConfig) -> None:
     """See that the engine can do what is asked of it, where it cannot do all. Raises UsageError."""
+    if config.task == "module" and config.engine != "fake":
+        modules.require(config)
     if config.engine == "openvino":
         from batchinfer.engines import openvino
 

@@ -8,6 +8,7 @@ nothing else, so that a scrambled or doubled row shows.
 from __future__ import annotations
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,25 +18,35 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import Answers, Batch, BatchBudget, Int32Array, ModelSpec
+from batchinfer.core import Answers, Batch, BatchBudget, Int32Array, ModelSpec, TensorSpec
 from batchinfer.engines.base import Engine
 from batchinfer.tokenization import Role, Tokens
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
 
 
-def describe(task: str, max_length: int | None, max_new_tokens: int | None = None) -> ModelSpec:
-    """The fake model's spec: two labels, eight dimensions, 512 tokens of four bytes each; answers of 8."""
-    writes = task in ("generate", "seq2seq")
+def describe(
+    task: str,
+    max_length: int | None,
+    max_new_tokens: int | None = None,
+    inputs: Sequence[TensorSpec] = (),
+) -> ModelSpec:
+    """The fake model's spec: two labels, eight dimensions, 512 tokens of four bytes each; answers of 8.
+
+    As a module it takes `inputs`, whatever they are, and gives one number.
+    """
+    is_module, writes = task == "module", task in ("generate", "seq2seq")
     return ModelSpec(
         name="fake",
         identity="fake-1",
         architecture="Fake",
         task="classify" if task == "auto" else task,
-        max_length=max_length or 512,
+        max_length=1 if is_module else max_length or 512,
         labels=("relevance",) if task == "score" else ("negative", "positive"),
         dimension=8,
         generation=json.dumps({"max_new_tokens": max_new_tokens or 8}) if writes else "",
+        inputs=tuple(inputs),
+        outputs=(TensorSpec("prediction", "float32"),) if is_module else (),
     )
 
 
@@ -105,7 +116,7 @@ class FakeEngine(Engine):
     default_budget = BatchBudget(max_batch_tokens=16384, max_batch_rows=4096)
 
     def answer(self, batch: Batch) -> Answers:
-        hashes = hash_tokens(batch.fields["input_ids"], batch.lengths)
+        hashes = hash_tokens(*_tokens_of(batch))
         values: dict[str, npt.NDArray[np.generic]] = {}
         for salt, (name, answer) in enumerate(self.task.answers.items(), start=1):
             width = int(np.prod(answer.shape))
@@ -126,6 +137,19 @@ class FakeEngine(Engine):
             drawn = drawn.reshape(len(seeds), *answer.shape)
             values[name] = np.repeat(drawn, batch.lengths, axis=0) if answer.per_token else drawn
         return Answers(values)
+
+
+def _tokens_of(batch: Batch) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int32]]:
+    """What a hash is made of, and how much of it each row has: tokens, or the bytes of its columns."""
+    if "input_ids" in batch.fields:
+        return batch.fields["input_ids"], batch.lengths
+    parts = []
+    for values in batch.fields.values():
+        if values.dtype == object:
+            values = np.array([zlib.crc32(text.encode()) for text in values], np.uint32)
+        parts.append(np.ascontiguousarray(values).reshape(len(batch), -1).view(np.uint8))
+    rows = np.concatenate(parts, axis=1).astype(np.int32)
+    return rows.reshape(-1), np.full(len(batch), rows.shape[1], np.int32)
 
 
 def hash_tokens(

@@ -27,16 +27,12 @@ from transformers.cache_utils import DynamicLayer
 
 from batchinfer.core import Answers, Batch, BatchBudget
 from batchinfer.engines import cpu, sampling, weights
-from batchinfer.engines.base import Engine, reason
+from batchinfer.engines.base import reason
 from batchinfer.engines.canary import distance, joined, sample_rows
-from batchinfer.engines.devices import (
-    device_kind,
-    is_out_of_memory,
-    resolve_device,
-    resolve_dtype,
-)
+from batchinfer.engines.devices import resolve_dtype
 from batchinfer.engines.encoders import load_tokenizer
-from batchinfer.errors import ModelError, UsageError
+from batchinfer.engines.torch_engine import TorchEngine
+from batchinfer.errors import UsageError
 from batchinfer.tasks.generation import LENGTH, STOP, Generation, seeds_of
 
 log = logging.getLogger("batchinfer")
@@ -52,7 +48,7 @@ _TOLERANCE = {"float32": 1e-3}
 _TOLERANCE_OF_HALVES = 0.05
 
 
-class GenerationEngine(Engine):
+class GenerationEngine(TorchEngine):
     """Answers with the text that a transformers model writes.
 
     `attention`: "auto" (the model's own) or one of transformers' implementations. `threads`: of a CPU;
@@ -75,7 +71,7 @@ class GenerationEngine(Engine):
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
-        super().__init__(task)
+        super().__init__(task, device)
         for flag, given in (
             ("--attention packed", attention == "packed"),
             ("--compile", compile),
@@ -83,9 +79,7 @@ class GenerationEngine(Engine):
         ):
             if given:
                 raise UsageError(f"{flag}: not with --task {task.name}; leave it out")
-        self.device = torch.device(resolve_device(device))
         self.dtype = resolve_dtype(dtype, device)
-        self.device_kind = device_kind(device)
         load = partial(
             weights.load,
             task,
@@ -107,9 +101,7 @@ class GenerationEngine(Engine):
             tokenizer = load_tokenizer(folder, trust_remote_code)
             self._stops = StopStringCriteria(tokenizer, list(task.stop))
         if self.device.type == "cpu":
-            self._threads_before = torch.get_num_threads()
-            self.threads = threads or cpu.usual_threads()
-            torch.set_num_threads(self.threads)
+            self._take_threads(threads)
             cpu.tune_allocator()
         #: Whether prompts of several lengths may share a batch.
         self.pads = True
@@ -125,23 +117,6 @@ class GenerationEngine(Engine):
         return Answers(
             {name: np.concatenate([part.values[name] for part in parts]) for name in names}
         )
-
-    def is_out_of_memory(self, error: Exception) -> bool:
-        """Whether the batch was too large for the device's memory."""
-        return is_out_of_memory(error)
-
-    def recover(self) -> None:
-        """Give the memory that a failed batch held back to the GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def close(self) -> None:
-        """Drop the model and give its memory back."""
-        super().close()
-        if self.model is not None and self.device.type == "cpu":
-            torch.set_num_threads(self._threads_before)
-        self.model = None
-        self.recover()
 
     @torch.inference_mode()
     def _answer(self, batch: Batch) -> Answers:
@@ -233,10 +208,7 @@ class GenerationEngine(Engine):
             alone = torch.cat([self._first_scores([row]) for row in rows])
             together = self._first_scores(rows)
         except Exception as error:
-            if self.is_out_of_memory(error):
-                raise ModelError(
-                    f"{self.device_kind}: out of memory for a few prompts; free some, then start it again"
-                ) from error
+            self._refuse_to_judge(error)
             log.debug(f"the model fails on random tokens ({reason(error)}), and is left as it is")
             return
         difference = distance(together, alone)

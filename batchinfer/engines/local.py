@@ -13,9 +13,7 @@ from __future__ import annotations
 import inspect
 import logging
 import time
-from collections import deque
-from collections.abc import Callable, Generator, Iterable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -23,21 +21,15 @@ from typing import Any
 import numpy as np
 import torch
 
-from batchinfer.core import Answers, Batch, BatchBudget
+from batchinfer.core import Batch, BatchBudget
 from batchinfer.engines import attention as packing
 from batchinfer.engines import cpu, weights
-from batchinfer.engines.base import Engine, MemoryUse, reason
+from batchinfer.engines.base import reason
 from batchinfer.engines.canary import Canary, sample_rows
-from batchinfer.engines.devices import (
-    BUDGET_TOKENS,
-    device_kind,
-    is_out_of_memory,
-    resolve_device,
-    resolve_dtype,
-)
+from batchinfer.engines.devices import BUDGET_TOKENS, resolve_dtype
 from batchinfer.engines.streams import share
-from batchinfer.errors import ModelError, UsageError
-from batchinfer.stages import StageSeconds
+from batchinfer.engines.torch_engine import PassEngine
+from batchinfer.errors import UsageError
 from batchinfer.tasks.base import OnePass
 
 log = logging.getLogger("batchinfer")
@@ -48,8 +40,6 @@ _CPU_MULTIPLE = 64
 #: A CPU's layers are chosen by hand: compiled ones took 1.2 times as long there, and stalled whenever
 #: batches had a new size.
 _COMPILES = ("cuda",)
-#: Batches that a GPU has before it at a time: one computes, one waits, one is being landed.
-_IN_FLIGHT = 3
 #: Packed answers may differ from those of rows alone by this share, or by three times what padding
 #: changes, whichever is more. all-MiniLM-L6-v2 in bfloat16 on a CPU: padding changes 0.007, packing
 #: 0.002; rows that see their neighbours 0.6, positions off by one 1.2 (in a tiny classifier 0.3).
@@ -57,41 +47,7 @@ _TOLERANCE = {torch.float32: 1e-3}
 _TOLERANCE_OF_HALVES = 0.03
 
 
-#: Shape and type of each field of answers that travel as bytes.
-_Fields = dict[str, tuple[tuple[int, ...], np.dtype[Any]]]
-
-
-@dataclass(frozen=True, slots=True)
-class _Flight:
-    """Answers on their way back from a GPU; they are there once the last mark was passed.
-
-    `landed` uint8: the answers' bytes, one field behind the other, in page-locked memory. `marks`:
-    events in the stream before the inputs, before and after the model, and behind the answers.
-    """
-
-    batch: Batch
-    landed: torch.Tensor
-    fields: _Fields
-    marks: tuple[torch.cuda.Event, torch.cuda.Event, torch.cuda.Event, torch.cuda.Event]
-
-    def land(self) -> Answers:
-        self.marks[-1].synchronize()
-        values, start, landed = {}, 0, self.landed.numpy()
-        for name, (shape, dtype) in self.fields.items():
-            end = start + int(np.prod(shape)) * dtype.itemsize
-            values[name] = landed[start:end].view(dtype).reshape(shape)
-            start = end
-        return Answers(values)
-
-    @property
-    def seconds(self) -> StageSeconds:
-        """What it took on the GPU, once it has landed. Flights share a stream: theirs never overlap."""
-        begun, ready, done, arrived = self.marks
-        moved = begun.elapsed_time(ready) + done.elapsed_time(arrived)
-        return StageSeconds(copy=moved / 1e3, forward=ready.elapsed_time(done) / 1e3)
-
-
-class LocalEngine(Engine):
+class LocalEngine(PassEngine):
     """Answers with a transformers model from a local folder with safetensors, in one pass a batch.
 
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
@@ -116,16 +72,14 @@ class LocalEngine(Engine):
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
-        super().__init__(task)
+        super().__init__(task, device)
         self.task: OnePass = task
-        self.device = torch.device(resolve_device(device))
         if compile and self.device.type not in _COMPILES:
             raise UsageError(
                 f"--compile: is for CUDA devices, not {self.device.type} (a CPU's layers are made fast "
                 "without it)"
             )
         self.dtype = resolve_dtype(dtype, device)
-        self.device_kind = device_kind(device)
         self.default_budget = BatchBudget(
             max_batch_tokens=BUDGET_TOKENS[self.device.type], max_batch_rows=4096
         )
@@ -146,9 +100,7 @@ class LocalEngine(Engine):
         self.is_packed = False
         canary = self._canary()
         if self.device.type == "cpu":
-            self._threads_before = torch.get_num_threads()  # the process's, and the user's
-            self.threads = threads or cpu.usual_threads()
-            torch.set_num_threads(self.threads)
+            self._take_threads(threads)
             self._speed_up(canary, load)
         if attention in ("auto", "packed"):
             self._pack(canary, is_wish=attention == "packed")
@@ -157,120 +109,9 @@ class LocalEngine(Engine):
         if compile:
             self._compile(canary)
 
-    @property
-    def pins_memory(self) -> bool:
-        return self.device.type == "cuda"
-
-    def answer(self, batch: Batch) -> Answers:
-        """Answer a batch of at least one request; may raise whatever the model raises."""
-        if self.device.type == "cuda":
-            return self._launch(batch).land()
-        values = self._forward(batch)
-        return Answers({name: value.cpu().numpy() for name, value in values.items()})
-
-    def stream(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Answers]]:
-        """Answer every request of every batch; a GPU has the next ones before one is read."""
-        if self.device.type != "cuda":
-            yield from super().stream(batches)
-            return
-        flying: deque[_Flight] = deque()
-        for batch in batches:
-            for part in self.split(batch):
-                if (launched := self._try_launch(part)) is not None:
-                    flying.append(launched)
-                while flying and (launched is None or len(flying) >= _IN_FLIGHT):
-                    flight = flying.popleft()
-                    yield flight.batch, self._land(flight)
-                if launched is None:  # alone on the device now, and halved where it fails again
-                    yield from self.answer_or_halve(part)
-        while flying:
-            flight = flying.popleft()
-            yield flight.batch, self._land(flight)
-
-    def is_fatal(self, error: Exception) -> bool:
-        """Whether the GPU is lost: a CUDA error leaves a context in which everything fails."""
-        if self.device.type != "cuda" or self.is_out_of_memory(error):
-            return False
-        fatal: Any = getattr(torch, "AcceleratorError", ())
-        if isinstance(error, fatal):
-            return True
-        # Libraries above CUDA report its errors as their own; a lost context says so when asked.
-        try:
-            torch.cuda.synchronize(self.device)
-        except RuntimeError:
-            return True
-        return False
-
-    def is_out_of_memory(self, error: Exception) -> bool:
-        """Whether the batch was too large for the device's memory."""
-        return is_out_of_memory(error)
-
-    def recover(self) -> None:
-        """Give the memory that a failed batch held back to the GPU."""
-        if self.device.type == "cuda":
-            torch.cuda.empty_cache()
-
-    def memory_use(self) -> MemoryUse | None:
-        """Of a GPU: what this process held at most since this was asked last, and what it could hold."""
-        if self.device.type != "cuda":
-            return None
-        peak = torch.cuda.max_memory_allocated(self.device)
-        torch.cuda.reset_peak_memory_stats(self.device)
-        free, _ = torch.cuda.mem_get_info(self.device)
-        return MemoryUse(peak, free + torch.cuda.memory_reserved(self.device))
-
-    def close(self) -> None:
-        """Drop the model and give its memory back."""
-        super().close()
-        if self.model is not None and self.device.type == "cpu":
-            torch.set_num_threads(self._threads_before)
-        self.model = None
-        self.recover()
-
-    def _try_launch(self, batch: Batch) -> _Flight | None:
-        """Start a batch, or None where there is nothing to start or it fails."""
-        if not len(batch):
-            return None
-        try:
-            return self._launch(batch)
-        except Exception as error:  # it holds the failed frame's tensors: let go of it first
-            if self.is_fatal(error):
-                raise self.lost(error) from error
-        self.recover()
-        return None
-
-    def _land(self, flight: _Flight) -> Answers:
-        """Wait for a batch's answers. What failed on the GPU after the launch shows here."""
-        try:
-            answers = flight.land()
-        except RuntimeError as error:
-            raise self.lost(error) from error
-        self.watch.add(flight.seconds)
-        self._has_answered = True
-        return answers
-
-    @torch.inference_mode()
-    def _launch(self, batch: Batch) -> _Flight:
-        """Start a batch on the GPU and the copy of its answers into page-locked memory.
-
-        All on one stream: by the rate of the bus the copies of a batch (128 KB of tokens to the GPU, at
-        most some MB of answers back) take a few hundredths of its time, and nothing has to be ordered.
-        """
-        with torch.cuda.device(self.device):
-            begun = _mark()
-            inputs = self._inputs(batch)
-            ready = _mark()
-            values = self.task.forward(self.model, inputs)
-            done = _mark()
-            answers, fields = _as_bytes(values)
-            landed = torch.empty(answers.shape, dtype=torch.uint8, pin_memory=True)
-            landed.copy_(answers, non_blocking=True)
-            arrived = _mark()
-        return _Flight(batch, landed, fields, (begun, ready, done, arrived))
-
     @torch.inference_mode()
     def _forward(self, batch: Batch) -> dict[str, torch.Tensor]:
-        values = self.task.forward(self.model, self._inputs(batch))
+        values = super()._forward(batch)
         return {name: value[: self._num_answers(batch)] for name, value in values.items()}
 
     def _num_answers(self, batch: Batch) -> int:
@@ -279,6 +120,9 @@ class LocalEngine(Engine):
 
     def _inputs(self, batch: Batch) -> dict[str, Any]:
         return self._packed(batch) if self.is_packed else self._padded(batch)
+
+    def _values(self, inputs: Any) -> dict[str, torch.Tensor]:
+        return self.task.forward(self.model, inputs)
 
     def _padded(self, batch: Batch) -> dict[str, Any]:
         """Packed fields to int64[b, t] on the device, padded on the right, with an attention mask."""
@@ -353,16 +197,6 @@ class LocalEngine(Engine):
         if difference <= max(tolerance, 3 * canary.padded):
             return ""
         return f"{what} changes the answers by {difference:.2g}"
-
-    def _refuse_to_judge(self, error: Exception) -> None:
-        """Raise where it is the device that failed: a later run would judge otherwise, and compute so."""
-        if self.is_fatal(error):
-            raise self.lost(error) from error
-        if self.is_out_of_memory(error):
-            raise ModelError(
-                f"{self.device_kind}: out of memory for a few rows, while {self.task.spec.name} was "
-                "tried; free some, then start it again"
-            ) from error
 
     def _speed_up(self, canary: Canary | None, load: Callable[[], Any]) -> None:
         """Do what makes a CPU fast, and say so."""
@@ -439,32 +273,3 @@ class LocalEngine(Engine):
     def _sample_rows(self) -> list[Batch]:
         config = self.model.config.get_text_config()
         return sample_rows(config.vocab_size, self.task.spec.max_length, self.pad_token_id)
-
-    def _to_device(self, values: Any) -> torch.Tensor:
-        tensor = values
-        if isinstance(values, np.ndarray):
-            # torch warns of arrays that it may not write to, though it is only read from here.
-            tensor = torch.from_numpy(values if values.flags.writeable else values.copy())
-            if self.pins_memory:
-                tensor = tensor.pin_memory()
-        moved: torch.Tensor = tensor.to(self.device, non_blocking=True)
-        return moved
-
-
-def _mark() -> torch.cuda.Event:
-    """An event at this place of the stream, which knows when it was passed."""
-    event: Any = torch.cuda.Event
-    # Blocking: the core that waits for it is left to the tokenizers.
-    mark: torch.cuda.Event = event(enable_timing=True, blocking=True)
-    mark.record()
-    return mark
-
-
-def _as_bytes(values: Mapping[str, torch.Tensor]) -> tuple[torch.Tensor, _Fields]:
-    """Answers as uint8[n], one field behind the other, so that one copy takes them all back."""
-    fields = {
-        name: (tuple(value.shape), np.dtype(str(value.dtype).removeprefix("torch.")))
-        for name, value in values.items()
-    }
-    parts = [value.contiguous().view(-1).view(torch.uint8) for value in values.values()]
-    return parts[0] if len(parts) == 1 else torch.cat(parts), fields

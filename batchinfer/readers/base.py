@@ -25,11 +25,12 @@ class ReadOptions:
 
     `schema` is the planned type of every column that is read; None only before `inspect_inputs` has
     said what it is. `text_columns` must hold a string (or, where the planned type is a list, a list) in
-    every row, or the row is an error row.
+    every row, or the row is an error row; `value_columns` a value of their planned type, which may be any.
     `rescue_unknown`: keep columns that the plan does not know, as JSON in `_rescued_data`.
     """
 
     text_columns: tuple[str, ...] = ()
+    value_columns: tuple[str, ...] = ()
     schema: pa.Schema | None = None
     rescue_unknown: bool = True
     encoding: str = "utf-8"
@@ -42,6 +43,11 @@ class ReadOptions:
         """The schema, where there must be one."""
         assert self.schema is not None, "inspect_inputs() gives the schema to read with"
         return self.schema
+
+    @property
+    def needed_columns(self) -> tuple[str, ...]:
+        """The columns without which a row cannot be answered, each once."""
+        return tuple(dict.fromkeys((*self.text_columns, *self.value_columns)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,23 +136,30 @@ def json_kind(value: object) -> str:
 
 
 def text_errors(rows: Rows, options: ReadOptions) -> dict[int, str]:
-    """Say, by row, what keeps a row's text columns from being text; record errors take precedence.
+    """Say, by row, what a row lacks to be answered: texts, or values; record errors take precedence.
 
-    An empty string is a text. A value that did not fit stands in `_rescued_data`, which tells a
-    missing text from one of the wrong type.
+    An empty string is a text, and NaN a value. A value that did not fit stands in `_rescued_data`, which
+    tells a missing one from one of the wrong type.
     """
     errors = dict(rows.errors)
     for name in options.text_columns:
         for row in _rows_without_text(rows.table, name):
             if row not in errors:
                 errors[row] = f"{rows.place(row)}: {_why_no_text(rows.table, name, row)}"
+    for name in options.value_columns:
+        for row in _null_rows(rows.table.column(name)):
+            if row not in errors:
+                errors[row] = f"{rows.place(row)}: {_why_no_value(rows.table, name, row)}"
     return errors
 
 
 def _rows_without_text(table: pa.Table, name: str) -> list[int]:
     if name not in table.column_names or not _holds_text(table.schema.field(name).type):
         return list(range(table.num_rows))
-    column = table.column(name)
+    return _null_rows(table.column(name))
+
+
+def _null_rows(column: pa.ChunkedArray[Any]) -> list[int]:
     if column.null_count == 0:
         return []
     found: list[int] = np.flatnonzero(pc.is_null(column).to_numpy()).tolist()
@@ -171,20 +184,18 @@ def is_list(kind: pa.DataType) -> bool:
 
 def _why_no_text(table: pa.Table, name: str, row: int) -> str:
     missing = f"no text: column '{shown(name)}' is null or missing"
-    rescued = table.column(RESCUED)[row].as_py()
-    if rescued is not None:
-        value = orjson.loads(rescued).get(name)
-        if isinstance(value, dict) and set(value) == {"base64"}:
-            return f"column '{shown(name)}' is not valid UTF-8"
-        if value is not None:
-            kind: Any = pa.string()
-            if name in table.column_names:
-                kind = table.schema.field(name).type
-            wanted = "a string"
-            if is_list(kind):
-                of_messages = pa.types.is_struct(kind.value_type)
-                wanted = "a list of messages" if of_messages else "a list of strings"
-            return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
+    value = _rescued_value(table, name, row)
+    if isinstance(value, dict) and set(value) == {"base64"}:
+        return f"column '{shown(name)}' is not valid UTF-8"
+    if value is not None:
+        kind: Any = pa.string()
+        if name in table.column_names:
+            kind = table.schema.field(name).type
+        wanted = "a string"
+        if is_list(kind):
+            of_messages = pa.types.is_struct(kind.value_type)
+            wanted = "a list of messages" if of_messages else "a list of strings"
+        return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
     if name not in table.column_names or not table.column(name)[row].is_valid:
         return missing
     found = table.schema.field(name).type
@@ -192,3 +203,20 @@ def _why_no_text(table: pa.Table, name: str, row: int) -> str:
     if pa.types.is_integer(found) or pa.types.is_floating(found) or pa.types.is_decimal(found):
         word = "a number"
     return f"column '{shown(name)}' holds {word}, not a string"
+
+
+def _why_no_value(table: pa.Table, name: str, row: int) -> str:
+    value = _rescued_value(table, name, row)
+    if value is None:
+        return f"column '{shown(name)}' is null or missing"
+    kind = table.schema.field(name).type
+    if _holds_text(kind):
+        return _why_no_text(table, name, row)
+    wanted = "a list of numbers" if is_list(kind) else f"a value of type {kind}"
+    return f"column '{shown(name)}' holds {json_kind(value)}, not {wanted}"
+
+
+def _rescued_value(table: pa.Table, name: str, row: int) -> Any:
+    """The value of a column that did not fit its type; None where there is none."""
+    rescued = table.column(RESCUED)[row].as_py()
+    return None if rescued is None else orjson.loads(rescued).get(name)

@@ -17,6 +17,7 @@ TASKS = {
     "classify": "Classify",
     "embed": "Embed",
     "generate": "Generate",
+    "module": "Module",
     "score": "Score",
     "seq2seq": "Seq2Seq",
     "token-classify": "TokenClassify",

@@ -57,6 +57,8 @@ class Task(ABC):
     name: ClassVar[str]
     #: Settings of `--help`'s panel "Task" that mean something here.
     knobs: ClassVar[frozenset[str]] = frozenset()
+    #: Whether rows are texts, which a tokenizer encodes.
+    takes_text: ClassVar[bool] = True
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -73,8 +75,8 @@ class Task(ABC):
                 raise UsageError(
                     f"{flag_name(name)}: means nothing to --task {self.name}; leave it out"
                 )
-        for column in (self.text_column, self.text_pair_column):
-            if column and self.holds_list(column) and not self.takes_list(column):
+        for column in config.text_columns:
+            if self.holds_list(column) and not self.takes_list(column):
                 raise UsageError(
                     f"column '{column}' holds {self.schema.field(column).type}, not text: --task "
                     f"{self.name} takes one text a row"

@@ -85,8 +85,7 @@ def answers_of(
     """
     values = {}
     for name, field in engine.task.answers.items():
-        is_float = np.issubdtype(field.dtype, np.floating)
-        filling = np.nan if is_float else -1
+        filling = {"f": np.nan, "i": -1}.get(np.dtype(field.dtype).kind, 0)
         num = int(sample.requests.cost[rows].sum()) if field.per_token else len(rows)
         values[name] = np.full((num, *field.shape), filling, dtype=field.dtype)
     tokens_before = (
@@ -131,6 +130,8 @@ def cut(sample: Sample, rows: npt.NDArray[np.int64], budget: BatchBudget) -> lis
 
 def compare(spec: ModelSpec, reference: Values, found: Values) -> Agreement:
     """How near answers are to the reference's."""
+    if spec.task == "module":
+        return _compare_tensors(reference, found)
     if "embedding" in reference:
         return _compare_vectors(reference["embedding"], found["embedding"])
     if "logits" in reference:  # for and against a label
@@ -145,6 +146,28 @@ def compare(spec: ModelSpec, reference: Values, found: Values) -> Agreement:
     elif reference["score"].ndim > 1:  # of several labels, the best one first
         reference, found = _first(reference), _first(found)
     return _compare_labels(spec.activation, reference, found)
+
+
+def _compare_tensors(reference: Values, found: Values) -> Agreement:
+    """By the largest movement of a number, on the scale of its column; integers are the same or not."""
+    largest, worst = 0.0, ""
+    for name, values in reference.items():
+        there, here = values.astype(np.float64), found[name].astype(np.float64)
+        known = np.isfinite(there)
+        if not np.isfinite(here[known]).all():
+            return Agreement(0.0, "rows without an answer that float32 answers")
+        there, here = there[known], here[known]
+        if values.dtype.kind == "f":
+            scale = max(1.0, float(np.abs(there).max(initial=0.0)))
+            moved = float(np.abs(there - here).max(initial=0.0)) / scale
+        else:
+            moved = float((there != here).mean()) if len(there) else 0.0
+        if moved > largest:
+            largest, worst = moved, name
+    complaint = ""
+    if largest > MAX_MOVEMENT:
+        complaint = f"'{worst}' moved by {largest:.3f}, more than {MAX_MOVEMENT}"
+    return Agreement(1.0 - largest, complaint)
 
 
 def _softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:

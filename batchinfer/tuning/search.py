@@ -87,6 +87,11 @@ class Search:
     def is_on_cpu(self) -> bool:
         return self.device_kind == "cpu"
 
+    @property
+    def is_of_text(self) -> bool:
+        """Whether a transformers model answers; a module has neither attention nor other engines."""
+        return self.resolved.task != "module"
+
     def run(self) -> Found:
         """Search until the best is found or time is up."""
         try:
@@ -176,7 +181,7 @@ class Search:
         return winner
 
     def _choose_attention(self, best: Trial) -> Trial:
-        if self.asked.attention != "auto" or best.engine != "local":
+        if self.asked.attention != "auto" or best.engine != "local" or not self.is_of_text:
             return best
         rivals = []
         for attention in ("sdpa", "eager") if self.is_on_cpu else ("sdpa",):
@@ -322,7 +327,8 @@ class Search:
                 dtypes.append("float32")
         if self.asked.engine == "auto":
             engines = ["local"]
-            if self.is_on_cpu and importlib.util.find_spec("openvino") is not None:
+            has_openvino = importlib.util.find_spec("openvino") is not None
+            if self.is_on_cpu and has_openvino and self.is_of_text:
                 engines.append("openvino")
         for dtype in dtypes:
             for engine in engines:

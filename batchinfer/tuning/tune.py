@@ -95,9 +95,10 @@ def _sample(plan: Plan, task: Task, folder: Path | None, kind: str) -> Sample:
     encoder = create_encoder(plan.config, plan.model, folder)
     sample = take_sample(plan, task, encoder, SAMPLE_TOKENS.get(kind, SAMPLE_TOKENS_OF_GPU))
     if not len(sample.requests):
+        what, flag = ("text", "--text-column") if task.takes_text else ("value", "--features")
+        columns = "', '".join(plan.read_options.needed_columns)
         raise InputError(
-            f"no row of the sample has a text in column '{plan.config.text_column}'; choose another "
-            "with --text-column"
+            f"no row of the sample has a {what} in column '{columns}'; choose another with {flag}"
         )
     return sample
 

@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from batchinfer.core import Batch, BatchBudget, ChunkId
-from batchinfer.engines import attention, devices, local
+from batchinfer.engines import attention, devices, torch_engine
 from batchinfer.engines.base import DeviceLostError
 from batchinfer.engines.devices import resolve_device, resolve_dtype
 from batchinfer.engines.local import LocalEngine
@@ -287,9 +287,9 @@ def stand_in(made_model: Made, monkeypatch: pytest.MonkeyPatch) -> Any:
         if len(batch) * batch.max_length > engine.limit:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 2.00 GiB")
         engine.device = torch.device("cpu")
-        answers, fields = local._as_bytes(engine._forward(batch))
+        answers, fields = torch_engine.as_bytes(engine._forward(batch))
         engine.device = torch.device("cuda")
-        return local._Flight(batch, answers.clone(), fields, marks(engine.late_error))
+        return torch_engine.Flight(batch, answers.clone(), fields, marks(engine.late_error))
 
     engine.device = torch.device("cuda")
     monkeypatch.setattr(engine, "_launch", launch)
@@ -305,9 +305,11 @@ def test_answers_travel_as_bytes_and_land_as_they_were() -> None:
         "score": torch.tensor([0.5, 0.25, 1.0]),
     }
     with torch.inference_mode():
-        data, fields = local._as_bytes({name: value.clone() for name, value in values.items()})
+        data, fields = torch_engine.as_bytes(
+            {name: value.clone() for name, value in values.items()}
+        )
     landed = torch.empty(data.shape, dtype=torch.uint8).copy_(data)
-    found = local._Flight(batch_of(1), landed, fields, marks()).land().values
+    found = torch_engine.Flight(batch_of(1), landed, fields, marks()).land().values
     assert list(found) == list(values)
     for name, value in values.items():
         assert found[name].dtype == value.numpy().dtype
