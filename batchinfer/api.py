@@ -23,11 +23,12 @@ from batchinfer.core import (
     is_unicode,
 )
 from batchinfer.engines import create_encoder, create_engine, describe_model, resolve_dtype
-from batchinfer.errors import UsageError
+from batchinfer.errors import UsageError, one_line
 from batchinfer.loader import Loader
 from batchinfer.readers import ReadOptions
 from batchinfer.reporting.progress import TqdmProgress
 from batchinfer.tasks import create_task
+from batchinfer.template import settled
 from batchinfer.worker import StopSignal, answer
 from batchinfer.writers.shard import assemble, output_schema
 
@@ -43,24 +44,27 @@ def infer(
     """Return the texts with the model's answers beside them, a row each, in their order.
 
     `texts`: a list or Series of n strings, or a DataFrame with a text column (`text_column`, default
-    "text"), whose columns and index are kept. `settings` are fields of RunConfig (task, engine, dtype,
-    device, max_length, max_batch_tokens, output_prefix, …). The answers are `predicted_label` and
-    `predicted_score`, or `embedding`; then `_num_tokens`, `_truncated`, and `_error`: null, or why a
-    row (one that holds no string, say) has no answer.
+    "text"; or those that a `template` names), whose columns and index are kept. `settings` are fields of
+    RunConfig (task, engine, dtype, device, max_length, max_batch_tokens, output_prefix, …). The answers
+    are `predicted_label` and `predicted_score`, or `embedding`; then `_num_tokens`, `_truncated`, and
+    `_error`: null, or why a row (one that holds no string, say) has no answer.
 
-    Raises UsageError for a column that is missing or in the way, ModelError for the model.
+    Raises UsageError for a column that is missing, in the way, or of several types where a template takes
+    it, and ModelError for the model.
     """
     import pandas as pd
 
     if isinstance(texts, str):
         raise UsageError("infer() takes a list of texts: write infer([text])")
     config = _settle(model, settings)
-    column, pair = config.text_column, config.text_pair_column
-    frame = (
-        texts if isinstance(texts, pd.DataFrame) else pd.DataFrame({column: texts}, dtype=object)
-    )
-    for name in (column, *([pair] if pair else [])):
-        if name not in frame.columns:
+    if isinstance(texts, pd.DataFrame):
+        frame = texts
+    else:
+        frame = pd.DataFrame({config.text_column: texts}, dtype=object)
+    there = [n for n in frame.columns if isinstance(n, str) and n not in BOOKKEEPING]
+    values = config.value_columns(there)
+    for name in (*config.text_columns, *values):
+        if name not in there:
             raise UsageError(
                 f"no column '{name}' in the DataFrame; it has: {', '.join(map(str, frame.columns))}"
             )
@@ -78,10 +82,7 @@ def infer(
         loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
         progress.begin(rows_done=0, rows_expected=len(frame))
         try:
-            chunks = (
-                loader.prepare(chunk)
-                for chunk in _chunks(frame, [column, *([pair] if pair else [])])
-            )
+            chunks = map(loader.prepare, _chunks(frame, config.text_columns, values))
             answered = sorted(
                 answer(chunks, engine, progress, StopSignal()), key=lambda done: done.chunk.id
             )
@@ -99,8 +100,8 @@ def infer(
 SETTINGS = (
     "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
     "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype",
-    "aggregation", "text_column", "text_pair_column", "output_prefix", "device", "attention",
-    "max_batch_tokens", "max_batch_rows",
+    "aggregation", "text_column", "text_pair_column", "template", "output_prefix", "device",
+    "attention", "max_batch_tokens", "max_batch_rows",
 )  # fmt: skip
 
 
@@ -113,11 +114,14 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
         raise UsageError("no model: name a hub id or a local folder")
-    return config.model_copy(update={"dtype": resolve_dtype(config)})
+    return settled(config).model_copy(update={"dtype": resolve_dtype(config)})
 
 
-def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
-    """The text columns in chunks; a cell that holds no string is its row's error."""
+def _chunks(frame: pd.DataFrame, texts: Sequence[str], others: Sequence[str]) -> Iterator[Chunk]:
+    """The text columns in chunks, where a cell that holds no string is its row's error, and the others.
+
+    Raises UsageError for a column of those whose values are not of one type.
+    """
     for index, start in enumerate(range(0, len(frame), CHUNK_ROWS)):
         part = frame.iloc[start : start + CHUNK_ROWS]
         errors: dict[int, str] = {}
@@ -125,7 +129,7 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
             pa.nulls(len(part), pa.string()),
             pa.array(range(start, start + len(part))),
         ]
-        for name in columns:
+        for name in texts:
             values = part[name].tolist()
             for row, value in enumerate(values):
                 if not isinstance(value, str):
@@ -135,6 +139,12 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
                     errors.setdefault(row, f"column '{name}' holds half a surrogate pair")
                     values[row] = None
             arrays.append(pa.array(values, pa.large_string()))
+        further = [name for name in others if name not in texts]
+        for name in further:
+            try:
+                arrays.append(pa.array(part[name], from_pandas=True))
+            except (pa.ArrowException, UnicodeError, OverflowError) as error:
+                raise UsageError(f"column '{name}': {one_line(error)}") from None
         arrays.append(pa.nulls(len(part), pa.string()))
-        table = pa.table(arrays, names=[SOURCE, ROW, *columns, RESCUED])
+        table = pa.table(arrays, names=[SOURCE, ROW, *texts, *further, RESCUED])
         yield Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")

@@ -29,6 +29,7 @@ from batchinfer.readers import (
 )
 from batchinfer.readers.base import is_list
 from batchinfer.tasks import create_task
+from batchinfer.template import settled
 from batchinfer.writers.shard import output_schema
 
 log = logging.getLogger("batchinfer")
@@ -50,9 +51,9 @@ def make_plan(
     then, and the settings stay. A rehearsal (`batchinfer tune`) writes no output, so it needs no run
     folder; where one is named, what lies in it is no input. Raises UsageError, InputError or ModelError.
     """
-    asked = config
     if not (config.output or is_rehearsal):
         raise UsageError("no run folder: name one with --output")
+    asked = config = settled(config)
     config = _resolve_engine(config, previous)
     files = list_inputs(config.inputs, config.format, exclude=config.output)
     options = ReadOptions(
@@ -62,8 +63,8 @@ def make_plan(
         max_line_bytes=config.max_line_bytes,
     )
     summary = inspect_inputs(files, options, config.types)
-    texts = config.text_columns
-    found = _with_texts(summary.schema.remove_metadata(), texts)
+    found = _with_columns(summary.schema.remove_metadata(), config)
+    answering = (*config.text_columns, *config.value_columns(found.names))
     kept = _kept_columns(config, found)
 
     spec, folder = describe_model(config)
@@ -78,14 +79,14 @@ def make_plan(
     segments = group_segments(files)
     num_rows = summary.num_rows_estimate
     if config.limit is not None:
-        counting = dataclasses.replace(options, schema=pa.schema([found.field(texts[0])]))
+        counting = dataclasses.replace(options, schema=pa.schema([found.field(answering[0])]))
         segments = _limit(segments, config.limit, counting)
         num_rows = min(num_rows, config.limit)
     plan = Plan(
         config=config,
         model=spec,
         segments=segments,
-        input_schema=pa.schema([field for field in found if field.name in {*kept, *texts}]),
+        input_schema=pa.schema([field for field in found if field.name in {*kept, *answering}]),
         output_schema=_output_schema(config, spec, [found.field(name) for name in kept], found),
         row_bytes=summary.row_bytes,
         num_rows_estimate=num_rows,
@@ -192,17 +193,24 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
     return config
 
 
-def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
-    """The schema with the text columns in it. Raises UsageError where they are not there or no text."""
-    for name in texts:
+def _with_columns(found: pa.Schema, config: RunConfig) -> pa.Schema:
+    """The schema with the columns in it that rows are answered by.
+
+    Raises UsageError where they are not there, or hold no text and should.
+    """
+    texts, values = config.text_columns, config.value_columns(found.names)
+    if not found.names:  # no record could be read: each row will say why
+        names = dict.fromkeys((*texts, *values)) or ("text",)
+        return pa.schema([pa.field(name, pa.string()) for name in names])
+    for name in (*texts, *values):
         if name not in found.names:
-            if not found.names:  # no record could be read: each row will say why
-                found = found.append(pa.field(name, pa.string()))
-                continue
+            source = "--template: " if name in values else ""
+            advice = "" if source else " (choose one with --text-column)"
             raise UsageError(
-                f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
-                f"{', '.join(found.names)} (choose one with --text-column)"
+                f"{source}no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
+                f"{', '.join(found.names)}{advice}"
             )
+    for name in texts:
         if not _is_text(found.field(name).type):
             raise UsageError(
                 f"column '{name}' holds {found.field(name).type}, not text; choose another with "

@@ -274,6 +274,7 @@ OTHERWISE: dict[str, Any] = {
     "labels_column": "title",
     "hypothesis": "It is {}.",
     "multi_label": True,
+    "template": "{{ title }}",
 }
 #: Jobs in which a knob means something, where the usual one is none.
 _EMBED, _ZERO_SHOT = {"task": "embed"}, {"task": "zero-shot", "labels": ("a",)}

@@ -22,7 +22,7 @@ README = (ROOT / "README.md").read_text()
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
     ("errors", "lean", "children", "stages", "checked", "machine"),
-    ("core", "knobs", "config"),
+    ("core", "knobs", "config", "sandbox", "template"),
     ("attempts",),
     ("readers", "batching", "profiles"),
     ("plan", "tokenization"),
@@ -86,6 +86,7 @@ def test_imports_point_one_way() -> None:
             },
         ),
         ("transformers", {"local.py", "models.py"}),
+        ("jinja2", {"sandbox.py"}),
         ("pandas", set()),
         ("rich", set()),
     ],

@@ -21,6 +21,7 @@ from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
 from batchinfer.readers.base import is_list
+from batchinfer.template import render_texts
 from batchinfer.tokenization import Encoder, encode_texts
 
 if TYPE_CHECKING:
@@ -71,8 +72,8 @@ class Task(ABC):
                 raise UsageError(
                     f"{flag_name(name)}: means nothing to --task {self.name}; leave it out"
                 )
-        for column in (self.text_column, self.text_pair_column):
-            if column and column not in self.list_columns and self.holds_list(column):
+        for column in config.text_columns:
+            if column not in self.list_columns and self.holds_list(column):
                 raise UsageError(
                     f"column '{column}' holds {self.schema.field(column).type}, not text: --task "
                     f"{self.name} takes one text a row"
@@ -138,16 +139,27 @@ class Task(ABC):
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`."""
 
+    def texts(self, chunk: Chunk) -> tuple[pa.ChunkedArray[Any], Mapping[int, str]]:
+        """The first text of each row: a column, or what the template makes of several.
+
+        Also, by row, why it has none, beside the rows of `chunk.errors`: those are not looked at.
+        """
+        if self.config.template is None:
+            return chunk.table.column(self.text_column), {}
+        return render_texts(self.config.template, chunk.table, chunk.errors)
+
     def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
         """Tokenize a chunk: one request for each row that has no error."""
         pair = self.text_pair_column
-        return encode_texts(
+        texts, errors = self.texts(chunk)
+        requests = encode_texts(
             encoder,
-            chunk.table.column(self.text_column),
+            texts,
             chunk.table.column(pair) if pair else None,
-            errors=chunk.errors,
+            errors={**chunk.errors, **errors},
             prompt=self.prompt,
         )
+        return requests.with_errors(errors)
 
 
 def flattened(

@@ -85,11 +85,11 @@ class Score(Task):
             return super().encode(chunk, encoder)
         assert self.text_pair_column is not None
         column = chunk.table.column(self.text_pair_column)
-        rows = rows_without(chunk.errors, chunk.num_rows)
+        texts, failed = self.texts(chunk)
+        rows = rows_without({**chunk.errors, **failed}, chunk.num_rows)
         row, documents, errors = flattened(column, rows, self.text_pair_column)
-        queries = choose(chunk.table.column(self.text_column), row)
-        requests = encode_requests(encoder, row, queries, documents)
-        return requests.with_errors(errors)
+        requests = encode_requests(encoder, row, choose(texts, row), documents)
+        return requests.with_errors({**errors, **failed})
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = model(**inputs).logits.float()

@@ -71,17 +71,18 @@ class TokenClassify(Task):
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         valid = valid_rows(answered)
+        texts, _ = self.texts(answered.chunk)
         pieces = _Pieces.of(answered, valid)
         if self.config.aggregation in ("first", "average", "max"):
-            pieces = pieces.words(self._goes_on(answered, pieces), self.config.aggregation)
+            pieces = pieces.words(self._goes_on(texts, pieces), self.config.aggregation)
         if self.config.aggregation == "none":
             names = self.spec.labels
             found = pieces.where(np.array([name != _NOTHING for name in names])[pieces.label])
         else:
             names, found = self._entities(pieces)
-        return [self._column(answered, valid, names, found)]
+        return [self._column(texts, valid, names, found)]
 
-    def _goes_on(self, answered: AnsweredChunk, pieces: _Pieces) -> npt.NDArray[np.bool_]:
+    def _goes_on(self, texts: pa.ChunkedArray[Any], pieces: _Pieces) -> npt.NDArray[np.bool_]:
         """Which pieces belong to the word of the piece before them.
 
         A vocabulary with a sign for that (WordPiece's ##) says so. Elsewhere a piece goes on where
@@ -89,7 +90,6 @@ class TokenClassify(Task):
         """
         goes_on: npt.NDArray[np.bool_] = pieces.role == Role.GOES_ON
         unknown = np.flatnonzero(pieces.role == Role.UNKNOWN)
-        texts = answered.chunk.table.column(self.text_column)
         row, spaces = -1, np.zeros(0, np.bool_)
         for index in unknown:
             if pieces.row[index] != row:
@@ -115,12 +115,11 @@ class TokenClassify(Task):
 
     def _column(
         self,
-        answered: AnsweredChunk,
+        texts: pa.ChunkedArray[Any],
         valid: npt.NDArray[np.bool_],
         names: tuple[str, ...],
         found: _Pieces,
     ) -> pa.Array[Any]:
-        texts = answered.chunk.table.column(self.text_column)
         row, text, parts = -1, "", []
         for index, start, end in zip(found.row, found.start, found.end, strict=True):
             if index != row:

@@ -76,14 +76,15 @@ class ZeroShot(Task):
         return {"logits": AnswerField(np.float32, (2,))}
 
     def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
-        rows = rows_without(chunk.errors, chunk.num_rows)
+        texts, failed = self.texts(chunk)
+        rows = rows_without({**chunk.errors, **failed}, chunk.num_rows)
         row, labels, errors = self._labels(chunk, rows)
         before, after = self.config.hypothesis.split("{}")
         hypotheses = pa.array(
             [f"{before}{label}{after}" for label in labels.to_pylist()], pa.large_string()
         )
-        texts = choose(chunk.table.column(self.text_column), row)
-        return encode_requests(encoder, row, texts, hypotheses).with_errors(errors)
+        requests = encode_requests(encoder, row, choose(texts, row), hypotheses)
+        return requests.with_errors({**errors, **failed})
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = model(**inputs).logits.float()

@@ -98,6 +98,8 @@ def _sample(plan: Plan, task: Task, folder: Path | None, kind: str) -> Sample:
         raise InputError(
             f"no row of the sample has a text in column '{plan.config.text_column}'; choose another "
             "with --text-column"
+            if plan.config.template is None
+            else "the template gives no row of the sample a text; try it with `batchinfer run --limit`"
         )
     return sample
 

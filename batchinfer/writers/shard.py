@@ -184,7 +184,7 @@ def to_parquet(table: pa.Table, footer: Mapping[bytes, bytes], plan: Plan) -> pa
     where building one only costs time (a quarter of the writer's, on short reviews). A checksum a page,
     so that `verify` sees a flipped bit.
     """
-    texts = plan.read_options.text_columns
+    texts = plan.read_options.answering
     repeating = [
         field.name
         for field in table.schema
