@@ -75,9 +75,21 @@ class RunConfig(BaseModel):
     )
     max_length: AutoInt = knob(
         None,
-        "Tokens a row at most; longer rows are cut and counted [default: the model's]",
+        "Tokens a row at most; longer rows are cut and counted (see --long) [default: the model's]",
         MODEL,
         ge=1,
+        le=1 << 30,
+    )
+    long: Literal["truncate", "stride"] = knob(
+        "truncate",
+        "Texts that exceed the model: cut, or taken in overlapping windows whose answers become one",
+        TASK,
+    )
+    stride: AutoInt = knob(
+        None,
+        "Tokens that neighbouring windows share [default: a quarter of a window]",
+        TASK,
+        ge=0,
         le=1 << 30,
     )
 

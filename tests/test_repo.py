@@ -25,7 +25,7 @@ LAYERS = (
     ("core", "knobs", "config", "sandbox", "template"),
     ("attempts",),
     ("readers", "batching", "profiles"),
-    ("plan", "tokenization"),
+    ("plan", "windows", "tokenization"),
     ("tasks",),
     ("engines", "reporting", "writers"),
     ("loader",),

@@ -43,6 +43,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         task=config.task,
         max_length=config.max_length,
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
+        stride=config.stride,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -80,10 +81,21 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     if folder is None:
         from batchinfer.engines.fake import FakeEncoder
 
-        return FakeEncoder(spec.max_length, notes_places=spec.task == "token-classify")
+        return FakeEncoder(
+            spec.max_length,
+            notes_places=spec.task == "token-classify",
+            windows=config.long == "stride",
+            stride=config.stride,
+        )
     from batchinfer.engines import models
 
-    return models.make_encoder(folder, spec, trust_remote_code=config.trust_remote_code)
+    return models.make_encoder(
+        folder,
+        spec,
+        trust_remote_code=config.trust_remote_code,
+        windows=config.long == "stride",
+        stride=config.stride,
+    )
 
 
 def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:

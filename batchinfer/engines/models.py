@@ -67,6 +67,7 @@ def describe(
     task: str = "auto",
     max_length: int | None = None,
     pairs: bool = False,
+    stride: int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
@@ -74,13 +75,13 @@ def describe(
 
     Its code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
     Raises ModelError where it cannot be had or cannot do the task, UsageError where `max_length`
-    is more than the model takes or leaves no room for text.
+    is more than the model takes or leaves no room for text, or windows of it cannot share `stride` tokens.
     """
     quiet()
     root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
         return _describe(
-            model, root, identity, task, max_length, pairs, trust_remote_code, allow_pickle
+            model, root, identity, task, max_length, pairs, stride, trust_remote_code, allow_pickle
         )
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
@@ -96,6 +97,7 @@ def _describe(
     task: str,
     max_length: int | None,
     pairs: bool,
+    stride: int | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> tuple[ModelSpec, Path]:
@@ -120,6 +122,11 @@ def _describe(
         raise UsageError(
             f"--max-length {length} leaves no room for text: {specials} tokens of {model} are"
             f" special; give {specials + 1} or more"
+        )
+    if stride is not None and stride >= length - specials:
+        raise UsageError(
+            f"--stride {stride}: windows have {length - specials} tokens of text, and must share fewer; "
+            f"give {length - specials - 1} or less"
         )
 
     if task in _TRAINED_FOR:
@@ -154,8 +161,19 @@ def _describe(
     return spec, folder
 
 
-def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False) -> TextEncoder:
-    """A model's tokenizer, cut at the spec's length. Raises ModelError where it has no fast one."""
+def make_encoder(
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    trust_remote_code: bool = False,
+    windows: bool = False,
+    stride: int | None = None,
+) -> TextEncoder:
+    """A model's tokenizer, cut at the spec's length. Raises ModelError where it has no fast one.
+
+    `windows`: long texts become windows instead; of a query and a document, the document. `stride` is that
+    of TextEncoder.
+    """
     quiet()
     tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
     return TextEncoder(
@@ -166,6 +184,8 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
         notes_places=spec.task == "token-classify",
         # What is asked must stay whole; the text gives way.
         truncation="only_first" if spec.task == "zero-shot" else "longest_first",
+        windowed=("second" if spec.task == "score" else "first") if windows else "",
+        stride=stride,
     )
 
 

@@ -69,7 +69,7 @@ _WORDS = (
 _MODEL = "model.xml"
 #: Settings of tasks that only encoding and decoding read; all others may be in the graph.
 _NOT_TRACED = frozenset(
-    {"prompt", "embedding_dtype", "labels", "labels_column", "hypothesis", "multi_label"}
+    {"prompt", "embedding_dtype", "labels", "labels_column", "hypothesis", "multi_label", "stride"}
 )
 
 

@@ -6,6 +6,7 @@ module imports no torch: loader processes and the fake engine use tasks too.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -17,12 +18,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import RunConfig, flag_name, knob_of
-from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Windows
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
 from batchinfer.readers.base import is_list
 from batchinfer.template import render_texts
 from batchinfer.tokenization import Encoder, encode_texts
+from batchinfer.windows import mean, whole
 
 if TYPE_CHECKING:
     import torch
@@ -72,6 +74,12 @@ class Task(ABC):
                 raise UsageError(
                     f"{flag_name(name)}: means nothing to --task {self.name}; leave it out"
                 )
+        if config.stride is not None and config.long != "stride":
+            raise UsageError("--stride: add --long stride, or leave it out")
+        if (config.stride or 0) >= spec.max_length:
+            raise UsageError(
+                f"--stride {config.stride}: should be less than a window of {spec.max_length} tokens"
+            )
         for column in config.text_columns:
             if column not in self.list_columns and self.holds_list(column):
                 raise UsageError(
@@ -135,9 +143,26 @@ class Task(ABC):
         """Answer a batch on the device."""
         return self.reduce(self.outputs(model, inputs))
 
+    def merge(
+        self, values: Mapping[str, npt.NDArray[Any]], windows: Windows, cost: npt.NDArray[np.int32]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """The answers of texts out of those of their windows, of `cost` tokens each: here, the mean."""
+        return {name: mean(array, windows) for name, array in values.items()}
+
+    def merged(self, answered: AnsweredChunk) -> AnsweredChunk:
+        """One answer a text, also where long texts were asked about in windows."""
+        requests = answered.requests
+        if requests.windows is None:
+            return answered
+        values = self.merge(answered.values, requests.windows, requests.cost)
+        return dataclasses.replace(answered, requests=whole(requests, {}), values=values)
+
     @abstractmethod
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
-        """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`."""
+        """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`.
+
+        They are `merged`: of each text there is one answer.
+        """
 
     def texts(self, chunk: Chunk) -> tuple[pa.ChunkedArray[Any], Mapping[int, str]]:
         """The first text of each row: a column, or what the template makes of several.

@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.config import RunConfig
-from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Windows
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks.base import (
     AnswerField,
@@ -35,13 +36,14 @@ class Score(Task):
 
     Where the documents are a list, so are the scores, in the same order; with `--top-k` the best
     documents' places and scores instead, best first. The activation is that of sentence-transformers'
-    CrossEncoder.
+    CrossEncoder. A document in windows is worth its best one (MaxP): what answers the query may stand in
+    any part of it.
     """
 
     name: ClassVar[str] = "score"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[Head] = "row"
-    knobs: ClassVar[frozenset[str]] = frozenset({"top_k"})
+    knobs: ClassVar[frozenset[str]] = frozenset({"top_k", "long", "stride"})
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -98,6 +100,11 @@ class Score(Task):
     def reduce(self, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
         scores = outputs.sigmoid() if self.spec.activation == "sigmoid" else outputs
         return {"score": scores[:, 0]}
+
+    def merge(
+        self, values: Mapping[str, npt.NDArray[Any]], windows: Windows, cost: npt.NDArray[np.int32]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        return {"score": np.maximum.reduceat(values["score"], windows.starts)}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         if not self.is_listed:

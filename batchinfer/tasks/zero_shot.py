@@ -22,14 +22,16 @@ class ZeroShot(Task):
     """Labels with their scores, best first, by the rules of transformers' zero-shot pipeline.
 
     Each label is a request of its own: does the hypothesis ("This example is sports.") follow from the
-    text? Scores of a row add up to one; with `--multi-label` each label stands for itself.
+    text? Scores of a row add up to one; with `--multi-label` each label stands for itself. Of a text in
+    windows, the model's word on a label (its logits) is the mean of the windows': how many there are
+    depends on the length of the hypothesis, so they cannot be compared one by one.
     """
 
     name: ClassVar[str] = "zero-shot"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[Head] = "row"
     knobs: ClassVar[frozenset[str]] = frozenset(
-        {"labels", "labels_column", "hypothesis", "multi_label"}
+        {"labels", "labels_column", "hypothesis", "multi_label", "long", "stride"}
     )
 
     def __init__(

@@ -54,6 +54,7 @@ def output_schema(
 
 def assemble(answered: AnsweredChunk, task: Task, schema: pa.Schema, prefix: str = "") -> pa.Table:
     """Set a chunk's answers beside its rows, in input order."""
+    answered = task.merged(answered)
     requests, table = answered.requests, answered.chunk.table
     num_tokens = np.zeros(table.num_rows, dtype=np.int32)
     np.add.at(num_tokens, requests.row, requests.cost)
