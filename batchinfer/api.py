@@ -39,6 +39,7 @@ from batchinfer.readers.base import is_list
 from batchinfer.reporting.progress import TqdmProgress
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import width_of
+from batchinfer.template import settled
 from batchinfer.worker import StopSignal, answer
 from batchinfer.writers.shard import assemble, output_schema
 
@@ -54,26 +55,27 @@ def infer(
     """Return the texts with the model's answers beside them, a row each, in their order.
 
     `texts`: a list or Series of n strings, or a DataFrame with a text column (`text_column`, default
-    "text"), whose columns and index are kept. `settings` are fields of RunConfig (task, engine, dtype,
-    device, max_length, max_batch_tokens, output_prefix, …). The answers are `predicted_label` and
-    `predicted_score`, or `embedding`; then `_num_tokens`, `_truncated`, and `_error`: null, or why a
-    row (one that holds no string, say) has no answer.
+    "text"; or those that a `template` names), whose columns and index are kept. `settings` are fields of
+    RunConfig (task, engine, dtype, device, max_length, max_batch_tokens, output_prefix, …). The answers
+    are `predicted_label` and `predicted_score`, or `embedding`; then `_num_tokens`, `_truncated`, and
+    `_error`: null, or why a row (one that holds no string, say) has no answer.
 
-    Raises UsageError for a column that is missing or in the way, ModelError for the model.
+    Raises UsageError for a column that is missing, in the way, or of several types where a template takes
+    it, and ModelError for the model.
     """
     import pandas as pd
 
     if isinstance(texts, str):
         raise UsageError("infer() takes a list of texts: write infer([text])")
     config = _settle(model, settings)
-    frame = (
-        texts
-        if isinstance(texts, pd.DataFrame)
-        else pd.DataFrame({config.text_column: texts}, dtype=object)
-    )
-    needed = (*config.text_columns, *config.value_columns)
-    for name in needed:
-        if name not in frame.columns:
+    if isinstance(texts, pd.DataFrame):
+        frame = texts
+    else:
+        frame = pd.DataFrame({config.text_column: texts}, dtype=object)
+    there = [n for n in frame.columns if isinstance(n, str) and n not in BOOKKEEPING]
+    values = config.value_columns(there)
+    for name in (*config.text_columns, *values):
+        if name not in there:
             raise UsageError(
                 f"no column '{name}' in the DataFrame; it has: {', '.join(map(str, frame.columns))}"
             )
@@ -94,8 +96,12 @@ def infer(
         loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
         progress.begin(rows_done=0, rows_expected=len(frame))
         try:
-            source = _slices(table) if task.name == "module" else _chunks(frame, needed)
-            chunks = (loader.prepare(chunk) for chunk in source)
+            source = (
+                _slices(table)
+                if task.name == "module"
+                else _chunks(frame, config.text_columns, values)
+            )
+            chunks = map(loader.prepare, source)
             answered = sorted(
                 answer(chunks, engine, progress, StopSignal()), key=lambda done: done.chunk.id
             )
@@ -111,11 +117,11 @@ def infer(
 
 #: Settings of RunConfig that mean something for texts in memory.
 SETTINGS = (
-    "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
-    "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype",
-    "aggregation", "features", "max_new_tokens", "temperature", "top_p", "stop", "seed",
-    "generation_config", "chat", "system", "text_column", "text_pair_column", "output_prefix", "device",
-    "attention", "max_batch_tokens", "max_batch_rows",
+    "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length", "long",
+    "stride", "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim",
+    "embedding_dtype", "aggregation", "features", "max_new_tokens", "temperature", "top_p", "stop",
+    "seed", "generation_config", "chat", "system", "text_column", "text_pair_column", "template",
+    "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows",
 )  # fmt: skip
 
 
@@ -130,11 +136,14 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
         raise UsageError("no model: name a hub id or a local folder")
-    return config.model_copy(update={"dtype": resolve_dtype(config)})
+    return settled(config).model_copy(update={"dtype": resolve_dtype(config)})
 
 
-def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
-    """The text columns in chunks; a cell that holds no string is its row's error."""
+def _chunks(frame: pd.DataFrame, texts: Sequence[str], others: Sequence[str]) -> Iterator[Chunk]:
+    """The text columns in chunks, where a cell that holds no string is its row's error, and the others.
+
+    Raises UsageError for a column of those whose values are not of one type.
+    """
     for index, start in enumerate(range(0, len(frame), CHUNK_ROWS)):
         part = frame.iloc[start : start + CHUNK_ROWS]
         errors: dict[int, str] = {}
@@ -142,7 +151,7 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
             pa.nulls(len(part), pa.string()),
             pa.array(range(start, start + len(part))),
         ]
-        for name in columns:
+        for name in texts:
             values = part[name].tolist()
             for row, value in enumerate(values):
                 if not isinstance(value, str):
@@ -152,22 +161,29 @@ def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:
                     errors.setdefault(row, f"column '{name}' holds half a surrogate pair")
                     values[row] = None
             arrays.append(pa.array(values, pa.large_string()))
+        further = [name for name in others if name not in texts]
+        for name in further:
+            try:
+                arrays.append(pa.array(part[name], from_pandas=True))
+            except (pa.ArrowException, UnicodeError, OverflowError) as error:
+                raise UsageError(f"column '{name}': {one_line(error)}") from None
         arrays.append(pa.nulls(len(part), pa.string()))
-        table = pa.table(arrays, names=[SOURCE, ROW, *columns, RESCUED])
+        table = pa.table(arrays, names=[SOURCE, ROW, *texts, *further, RESCUED])
         yield Chunk(ChunkId(0, index), table, errors, Position(), Position(), False, "")
 
 
 def _values(frame: pd.DataFrame, config: RunConfig) -> pa.Table:
     """The columns that a module takes. Raises UsageError where they hold anything else than it may."""
     columns: dict[str, Any] = {}
-    for name in config.value_columns:
+    for name in config.features:
         values: Any = frame[name].to_numpy()
         try:  # NaN is a value of its own among numbers; elsewhere pandas means nothing by it
             columns[name] = pa.array(values, from_pandas=values.dtype == object)
         except (pa.ArrowException, TypeError, ValueError) as error:
             raise UsageError(f"column '{name}' cannot be read: {one_line(error)}") from None
     table = pa.table(columns)
-    with_features(table.schema, config)
+    if config.task == "module":
+        with_features(table.schema, config)
     return table
 
 

@@ -11,7 +11,7 @@ import difflib
 import os
 import reprlib
 import typing
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
@@ -85,9 +85,21 @@ class RunConfig(BaseModel):
     )
     max_length: AutoInt = knob(
         None,
-        "Tokens a row at most; longer rows are cut and counted [default: the model's]",
+        "Tokens a row at most; longer rows are cut and counted (see --long) [default: the model's]",
         MODEL,
         ge=1,
+        le=1 << 30,
+    )
+    long: Literal["truncate", "stride"] = knob(
+        "truncate",
+        "Texts that exceed the model: cut, or taken in overlapping windows whose answers become one",
+        TASK,
+    )
+    stride: AutoInt = knob(
+        None,
+        "Tokens that neighbouring windows share [default: a quarter of a window]",
+        TASK,
+        ge=0,
         le=1 << 30,
     )
 
@@ -155,6 +167,13 @@ class RunConfig(BaseModel):
 
     text_column: Text = knob("text", "Column to read", INPUT, min_length=1)
     text_pair_column: Text | None = knob(None, "Second text of a pair", INPUT)
+    template: Text | None = knob(
+        None,
+        "Jinja template that makes the text of a row's columns, in place of --text-column; @FILE: the one "
+        "that a file holds",
+        INPUT,
+        min_length=1,
+    )
     format: Literal["auto", "jsonl", "csv", "tsv", "parquet"] = knob(
         "auto", "Input format; auto: by the file name", INPUT
     )
@@ -236,16 +255,25 @@ class RunConfig(BaseModel):
 
     @property
     def text_columns(self) -> tuple[str, ...]:
-        """The columns whose texts a row is answered by."""
+        """The columns that a row is answered by and that must hold text."""
         if self.task == "module":
             return ()
-        named = (self.text_column, self.text_pair_column, self.labels_column)
+        first = self.text_column if self.template is None else None
+        named = (first, self.text_pair_column, self.labels_column)
         return tuple(name for name in named if name)
 
-    @property
-    def value_columns(self) -> tuple[str, ...]:
-        """The columns whose values, of whatever type, a row is answered by."""
-        return self.features if self.task == "module" else ()
+    def value_columns(self, there: Iterable[str]) -> tuple[str, ...]:
+        """Further columns that a row is answered by, of any type; `there`: those that the input has.
+
+        Raises ValueError for a template that is none.
+        """
+        if self.task == "module":
+            return self.features
+        if self.template is None:
+            return ()
+        from batchinfer.sandbox import template_of
+
+        return template_of(self.template).columns(there)
 
     def error_allowance(self, num_rows: int) -> int:
         """How many error rows of `num_rows` are tolerated."""

@@ -17,6 +17,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.types as pat
 
 from batchinfer.batching import make_batches
 from batchinfer.core import Batch, BatchBudget, Chunk, ChunkId, Position, Requests
@@ -43,6 +44,7 @@ _FASTEST = {"cpu": 50_000, "other": 2_000_000}
 _BATCHES = 3
 _MAX_ROWS = 20_000
 _WORDS = "the quick brown fox jumps over the lazy dog and then it sleeps in the warm sun "
+_TEXTS = (pat.is_string, pat.is_large_string, pat.is_binary, pat.is_large_binary)
 
 #: Makes a number of batches of a budget.
 MakeBatches = Callable[[BatchBudget, int], list[Batch]]
@@ -236,17 +238,29 @@ def _below(budget: BatchBudget, ceiling: int) -> BatchBudget:
 
 
 def _harmless(plan: Plan, model_folder: Path | None, engine: Engine) -> Requests:
-    """Requests as long as rows of the input, made of ordinary words."""
+    """Requests as long as rows of the input, made of ordinary words.
+
+    A template gets such words in place of the rows' own, and may decide otherwise what it decides by them.
+    """
     encoder = create_encoder(plan.config, plan.model, model_folder)
     longest = int(2 * BYTES_A_TOKEN * plan.model.max_length)
     text = _WORDS * (longest // len(_WORDS) + 1)
 
     def alike(column: Any) -> pa.Array[Any]:
-        """As many characters in each text, also in lists of them."""
+        """As many characters in each text, also in those of lists and structs; numbers as they are."""
         if is_list(column.type):
             counts = pc.fill_null(pc.list_value_length(column), 0).to_numpy(zero_copy_only=False)
             offsets = np.concatenate([np.zeros(1, np.int32), np.cumsum(counts, dtype=np.int32)])
             return pa.ListArray.from_arrays(pa.array(offsets, pa.int32()), alike(column.flatten()))
+        if pat.is_struct(column.type):
+            parts = [alike(column.field(i)) for i in range(column.type.num_fields)]
+            names = [field.name for field in column.type]
+            return pa.StructArray.from_arrays(parts, names=names, mask=column.is_null())
+        if pat.is_nested(column.type) or pat.is_dictionary(column.type):
+            return pa.nulls(len(column), pa.string())
+        if not any(is_kind(column.type) for is_kind in _TEXTS):
+            kept: pa.Array[Any] = column
+            return kept
         sizes: Any = pc.fill_null(pc.binary_length(column), 0)
         shown = np.minimum(sizes.to_numpy(zero_copy_only=False), longest).tolist()
         return pa.array([text[:size] for size in shown], pa.string())

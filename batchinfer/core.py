@@ -172,6 +172,28 @@ class ModelSpec:
 
 
 @dataclass(frozen=True, slots=True)
+class Windows:
+    """Of requests that are windows of texts, those of a text one behind the other.
+
+    `text` int32[n], rising: which text each is of. `fresh` int32[n]: its tokens that no window before it
+    has.
+    """
+
+    text: Int32Array
+    fresh: Int32Array
+
+    @property
+    def starts(self) -> Int64Array:
+        """Each text's first window."""
+        return np.flatnonzero(np.diff(self.text, prepend=-1))
+
+    @property
+    def counts(self) -> Int64Array:
+        """How many windows each text has."""
+        return np.diff(np.append(self.starts, len(self.text)))
+
+
+@dataclass(frozen=True, slots=True)
 class Requests:
     """The model inputs of a chunk as flat arrays; never a Python object a row.
 
@@ -180,7 +202,8 @@ class Requests:
     `offsets[-1]` items each ("input_ids", "token_type_ids"); request i owns [offsets[i], offsets[i+1]).
     A row of a table costs one, and its item may have several numbers: a field is then [n, k].
     `errors`: rows of the chunk that could not be encoded, and why. `notes`: arrays of as many items that
-    only decoding needs (where in the text a token stands); they do not go to the device.
+    only decoding needs (where in the text a token stands); they do not go to the device. `windows`: where
+    long texts are several requests each.
     """
 
     row: Int32Array
@@ -190,9 +213,15 @@ class Requests:
     fields: Mapping[str, Int32Array]
     errors: Mapping[int, str] = field(default_factory=dict)
     notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    windows: Windows | None = None
 
     def __len__(self) -> int:
         return len(self.row)
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the texts; what windows share counts once."""
+        return int((self.cost if self.windows is None else self.windows.fresh).sum())
 
     def with_errors(self, errors: Mapping[int, str]) -> Requests:
         """These requests, with further rows that could not be encoded."""

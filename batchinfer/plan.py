@@ -122,7 +122,8 @@ class Plan:
         config = self.config
         return ReadOptions(
             text_columns=config.text_columns,
-            value_columns=config.value_columns,
+            value_columns=config.value_columns(self.input_schema.names),
+            filled_columns=config.features if config.task == "module" else (),
             schema=self.input_schema,
             rescue_unknown=config.keep is None,
             encoding=config.encoding,
@@ -219,7 +220,7 @@ def first_difference(planned: Plan, asked: Plan) -> str:
         if name.endswith("columns"):
             changed = [c for c in here if c not in there] or [c for c in there if c not in here]
             return f"the {name} differ ({changed[0] if changed else 'order'})"
-        return f"{name} was {there}, now {here}"
+        return f"{name} was {_in_line(there)}, now {_in_line(here)}"
     return ""
 
 
@@ -240,6 +241,12 @@ def _model_difference(planned: ModelSpec, asked: ModelSpec) -> str:
 
 def _short(value: Any) -> str:
     return reprlib.repr(list(value)) if isinstance(value, tuple) else str(value)[:100]
+
+
+def _in_line(value: Any) -> str:
+    """A setting in one line: a template has several."""
+    text = str(value)
+    return text if text.isprintable() else reprlib.repr(text)
 
 
 def _input_difference(there: list[dict[str, Any]], here: list[dict[str, Any]]) -> str:
@@ -364,8 +371,8 @@ def _tuned_from_json(document: object) -> Tuned | None:
 
 def _require_columns(plan: Plan) -> None:
     names = plan.input_schema.names
-    for name in plan.read_options.needed_columns:
-        _require(name in names, "it does not read a column that it needs")
+    for name in plan.read_options.answering:
+        _require(name in names, "it does not read the columns that rows are answered by")
     _require(not set(names) & set(BOOKKEEPING), "it reads a column of batchinfer's own")
     _require(plan.config.task == plan.model.task, "config and model name two tasks")
 

@@ -31,6 +31,7 @@ from batchinfer.readers import (
 from batchinfer.readers.base import is_list
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import is_feature, width_of
+from batchinfer.template import settled
 from batchinfer.writers.shard import output_schema
 
 log = logging.getLogger("batchinfer")
@@ -58,9 +59,9 @@ def make_plan(
     then, and the settings stay. A rehearsal (`batchinfer tune`) writes no output, so it needs no run
     folder; where one is named, what lies in it is no input. Raises UsageError, InputError or ModelError.
     """
-    asked = config
     if not (config.output or is_rehearsal):
         raise UsageError("no run folder: name one with --output")
+    asked = config = settled(config)
     config = _resolve_engine(config, previous)
     files = list_inputs(config.inputs, config.format, exclude=config.output)
     options = ReadOptions(
@@ -70,9 +71,8 @@ def make_plan(
         max_line_bytes=config.max_line_bytes,
     )
     summary = inspect_inputs(files, options, config.types)
-    found = _with_texts(summary.schema.remove_metadata(), config.text_columns)
-    found = with_features(found, config)
-    needed = (*config.text_columns, *config.value_columns)
+    found = _with_columns(summary.schema.remove_metadata(), config)
+    answering = (*config.text_columns, *config.value_columns(found.names))
     kept = _kept_columns(config, found)
 
     spec, folder = describe_model(config, found, _widths(files, options, found, config))
@@ -87,14 +87,14 @@ def make_plan(
     segments = group_segments(files)
     num_rows = summary.num_rows_estimate
     if config.limit is not None:
-        counting = dataclasses.replace(options, schema=pa.schema([found.field(needed[0])]))
+        counting = dataclasses.replace(options, schema=pa.schema([found.field(answering[0])]))
         segments = _limit(segments, config.limit, counting)
         num_rows = min(num_rows, config.limit)
     plan = Plan(
         config=config,
         model=spec,
         segments=segments,
-        input_schema=pa.schema([field for field in found if field.name in {*kept, *needed}]),
+        input_schema=pa.schema([field for field in found if field.name in {*kept, *answering}]),
         output_schema=_output_schema(config, spec, [found.field(name) for name in kept], found),
         row_bytes=summary.row_bytes,
         num_rows_estimate=num_rows,
@@ -203,10 +203,26 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
     return config
 
 
-def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
-    """The schema with the text columns in it. Raises UsageError where they are not there or no text."""
+def _with_columns(found: pa.Schema, config: RunConfig) -> pa.Schema:
+    """The schema with the columns in it that rows are answered by.
+
+    Raises UsageError where they are not there, or hold no text and should.
+    """
+    if config.task == "module":
+        return with_features(found, config)
+    texts, values = config.text_columns, config.value_columns(found.names)
+    if not found.names:  # no record could be read: each row will say why
+        names = dict.fromkeys((*texts, *values)) or ("text",)
+        return pa.schema([pa.field(name, pa.string()) for name in names])
+    for name in (*texts, *values):
+        if name not in found.names:
+            source = "--template: " if name in values else ""
+            advice = "" if source else " (choose one with --text-column)"
+            raise UsageError(
+                f"{source}no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
+                f"{', '.join(found.names)}{advice}"
+            )
     for name in texts:
-        found = _with_column(found, name, pa.string(), "choose one with --text-column")
         if not _is_text(found.field(name).type):
             raise UsageError(
                 f"column '{name}' holds {found.field(name).type}, not text; choose another with "
@@ -217,8 +233,8 @@ def _with_texts(found: pa.Schema, texts: Sequence[str]) -> pa.Schema:
 
 def with_features(found: pa.Schema, config: RunConfig) -> pa.Schema:
     """The schema with the features in it. Raises UsageError where they are not there or of no use."""
-    names = config.value_columns
-    if config.task == "module" and not names:
+    names = config.features
+    if not names:
         raise UsageError(
             "--task module needs --features, the columns that the module takes; the input has: "
             f"{', '.join(found.names)}"
@@ -257,7 +273,7 @@ def _widths(
 
     Raises UsageError where no list is found.
     """
-    kinds: dict[str, Any] = {name: found.field(name).type for name in config.value_columns}
+    kinds: dict[str, Any] = {name: found.field(name).type for name in config.features}
     fixed = pa.types.is_fixed_size_list
     widths = {name: int(kind.list_size) for name, kind in kinds.items() if fixed(kind)}
     left = [name for name, kind in kinds.items() if is_list(kind) and name not in widths]

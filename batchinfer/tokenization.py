@@ -17,8 +17,9 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import Int32Array, Int64Array, Requests
+from batchinfer.core import Int32Array, Int64Array, Requests, Windows
 from batchinfer.errors import UsageError, one_line
+from batchinfer.windows import cut
 
 if TYPE_CHECKING:
     from tokenizers import Encoding, Tokenizer
@@ -39,7 +40,8 @@ class Tokens:
     """n encoded texts: `offsets` int64[n + 1], `fields` int32[offsets[n]], `truncated` bool[n].
 
     `errors`: which of the texts could not be encoded, and why; they own no tokens. `notes`: arrays as
-    long as a field, of what only decoding needs.
+    long as a field, of what only decoding needs. `windows`: where long texts are several runs of tokens;
+    then `offsets` and `truncated` are of those.
     """
 
     offsets: Int64Array
@@ -47,6 +49,25 @@ class Tokens:
     truncated: npt.NDArray[np.bool_]
     errors: Mapping[int, str]
     notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
+    windows: Windows | None = None
+
+    def in_windows(
+        self, begin: Int64Array, end: Int64Array, max_length: int, stride: int | None
+    ) -> Tokens:
+        """These tokens of whole texts as windows of at most `max_length`; the arguments are those of `cut`.
+
+        Where tokens have notes, one more says where each stands among those of its text: `place` int32.
+        """
+        cuts = cut(self.offsets, begin, end, max_length, stride)
+        notes = {name: array[cuts.source] for name, array in self.notes.items()}
+        return Tokens(
+            offsets=cuts.offsets,
+            fields={name: values[cuts.source] for name, values in self.fields.items()},
+            truncated=np.zeros(len(cuts.offsets) - 1, np.bool_),
+            errors={**self.errors, **cuts.errors},
+            notes={**notes, "place": cuts.place} if notes else {},
+            windows=cuts.windows,
+        )
 
 
 class Role(IntEnum):
@@ -94,6 +115,9 @@ class TextEncoder:
     `max_length` tokens, special tokens counted and kept, on `truncation_side` (left, right).
     `input_ids` always come; `token_type_ids` where the model takes them and they are not all zero.
     `truncation`: which text of a pair is cut (longest_first, only_first).
+    `windowed`: which text of a pair becomes windows of `max_length` tokens (first, second) instead of being
+    cut, where the two are too long; a single text is the first. `stride`: tokens that neighbours share;
+    None: a quarter of those that slide.
     `notes_places`: also note `start` and `end` int32, the characters that a token stands for, and its
     `role` int8 (a Role).
 
@@ -126,6 +150,8 @@ class TextEncoder:
     takes_type_ids: bool = False
     notes_places: bool = False
     truncation: str = "longest_first"
+    windowed: str = ""
+    stride: int | None = None
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the loaded tokenizer, which is larger than the text and slower to send.
@@ -147,7 +173,7 @@ class TextEncoder:
         if pairs is not None:
             inputs = list(zip(inputs, as_strings(pairs, errors), strict=True))
             encodings = self._encode_whole(inputs, errors)
-        elif _longest(texts) > self._prefix_length and self._cuts_long_texts:
+        elif not self.windowed and _longest(texts) > self._prefix_length and self._cuts_long_texts:
             encodings = self._encode_prefixes(inputs, errors)
         else:
             encodings = self._encode_whole(inputs, errors)
@@ -167,13 +193,21 @@ class TextEncoder:
             ids = chain.from_iterable(e.type_ids for e in good)
             found["token_type_ids"] = np.fromiter(ids, np.int32, total)
         truncated = (e is not None and bool(e.overflowing) for e in encodings)
-        return Tokens(
+        tokens = Tokens(
             offsets=offsets,
             fields=found,
             truncated=np.fromiter(truncated, np.bool_, len(encodings)),
             errors=errors,
             notes=self._places(good, found["input_ids"]) if self.notes_places else {},
         )
+        long = np.flatnonzero(lengths > self.max_length)
+        if not (self.windowed and len(long)):
+            return tokens
+        sliding = int(pairs is not None and self.windowed == "second")
+        begin, end = np.zeros((2, len(lengths)), np.int64)
+        for i in long.tolist():
+            begin[i], end[i] = _span_of(sliding, encodings[i])
+        return tokens.in_windows(begin, end, self.max_length, self.stride)
 
     def _places(
         self, encodings: Sequence[Encoding], ids: Int32Array
@@ -220,9 +254,12 @@ class TextEncoder:
 
         tokenizer = Tokenizer.from_str(self.tokenizer_json)
         tokenizer.no_padding()
-        tokenizer.enable_truncation(
-            self.max_length, direction=self.truncation_side, strategy=self.truncation
-        )
+        if self.windowed:
+            tokenizer.no_truncation()
+        else:
+            tokenizer.enable_truncation(
+                self.max_length, direction=self.truncation_side, strategy=self.truncation
+            )
         return tokenizer
 
     @cached_property
@@ -486,6 +523,15 @@ def as_strings(texts: pa.Array[Any], errors: dict[int, str]) -> list[str]:
     return strings
 
 
+def _span_of(sequence: int, encoding: Encoding | None) -> tuple[int, int]:
+    """Where the tokens of one text of a pair, or of the only one (0), begin and end."""
+    assert encoding is not None
+    ids = encoding.sequence_ids
+    if sequence not in ids:
+        return 0, 0
+    return ids.index(sequence), len(ids) - ids[::-1].index(sequence)
+
+
 def _is_tokenizer_failure(error: BaseException) -> bool:
     # A panic of the Rust code derives from BaseException, by a class that cannot be imported.
     return isinstance(error, Exception) or type(error).__name__ == "PanicException"
@@ -512,16 +558,24 @@ def encode_texts(
 def encode_requests(
     encoder: Encoder, row: Int32Array, texts: pa.Array[Any], pairs: pa.Array[Any] | None
 ) -> Requests:
-    """Encode large_string arrays into a request each; `row` int32[n] says which row each is of."""
+    """Encode large_string arrays into a request each, or one a window.
+
+    `row` int32[n] says which row each text is of.
+    """
     tokens = encoder.encode(texts, pairs)
     cost = np.diff(tokens.offsets).astype(np.int32)
     failed = {int(row[i]): why for i, why in tokens.errors.items()}
+    windows = tokens.windows
+    if windows is not None:
+        row = row[windows.text]
     for i in np.flatnonzero(cost == 0):
         failed.setdefault(
             int(row[i]), "no tokens: the model's tokenizer makes nothing of this text"
         )
     answerable = cost > 0  # what owns no token needs no room in the flat arrays either
     ends = np.cumsum(cost[answerable], dtype=np.int64)
+    if windows is not None:
+        windows = Windows(windows.text[answerable], windows.fresh[answerable])
     return Requests(
         row=row[answerable],
         cost=cost[answerable],
@@ -530,6 +584,7 @@ def encode_requests(
         fields=tokens.fields,
         errors=failed,
         notes=tokens.notes,
+        windows=windows if len(ends) else None,
     )
 
 

@@ -244,7 +244,7 @@ class Worker:
     def _counted(self, answered: Iterable[AnsweredChunk]) -> Iterator[AnsweredChunk]:
         for chunk in answered:
             self.new_rows += chunk.num_rows
-            self.new_tokens += int(chunk.requests.cost.sum())
+            self.new_tokens += chunk.requests.num_tokens
             yield chunk
 
     def _tell_settings(self) -> None:

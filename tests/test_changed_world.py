@@ -274,6 +274,9 @@ OTHERWISE: dict[str, Any] = {
     "labels_column": "title",
     "hypothesis": "It is {}.",
     "multi_label": True,
+    "template": "{{ title }}",
+    "long": "stride",
+    "stride": 3,
 }
 #: Jobs in which a knob means something, where the usual one is none.
 _EMBED, _ZERO_SHOT = {"task": "embed"}, {"task": "zero-shot", "labels": ("a",)}
@@ -283,6 +286,7 @@ KINDS: dict[str, dict[str, Any]] = {
     **dict.fromkeys(("pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype"), _EMBED),
     "aggregation": {"task": "token-classify"},
     **dict.fromkeys(("labels", "labels_column", "hypothesis", "multi_label"), _ZERO_SHOT),
+    "stride": {"long": "stride"},
 }
 
 

@@ -22,10 +22,10 @@ README = (ROOT / "README.md").read_text()
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
     ("errors", "lean", "children", "stages", "checked", "machine"),
-    ("core", "knobs", "config"),
+    ("core", "knobs", "config", "sandbox", "template"),
     ("attempts",),
     ("readers", "batching", "profiles"),
-    ("plan", "tokenization"),
+    ("plan", "windows", "tokenization"),
     ("tasks",),
     ("engines", "reporting", "writers"),
     ("loader",),
@@ -92,6 +92,7 @@ def test_imports_point_one_way() -> None:
             },
         ),
         ("transformers", {"generation.py", "sampling.py"}),
+        ("jinja2", {"sandbox.py"}),
         ("pandas", set()),
         ("rich", set()),
     ],

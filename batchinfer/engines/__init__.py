@@ -52,7 +52,7 @@ def describe_model(
     if config.engine == "fake":
         from batchinfer.engines import fake
 
-        inputs = as_tensors(config.value_columns, columns, widths or {})
+        inputs = as_tensors(config.features, columns, widths or {})
         return fake.describe(config.task, config.max_length, config.max_new_tokens, inputs), None
     require_fit(config)
     if config.task == "module":
@@ -66,6 +66,7 @@ def describe_model(
         max_length=config.max_length,
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
         writing={name: getattr(config, name) for name in _WRITING},
+        stride=config.stride,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -113,10 +114,21 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     if folder is None:
         from batchinfer.engines.fake import FakeEncoder
 
-        return FakeEncoder(spec.max_length, notes_places=spec.task == "token-classify")
+        return FakeEncoder(
+            spec.max_length,
+            notes_places=spec.task == "token-classify",
+            windows=config.long == "stride",
+            stride=config.stride,
+        )
     from batchinfer.engines import models
 
-    return models.make_encoder(folder, spec, trust_remote_code=config.trust_remote_code)
+    return models.make_encoder(
+        folder,
+        spec,
+        trust_remote_code=config.trust_remote_code,
+        windows=config.long == "stride",
+        stride=config.stride,
+    )
 
 
 def create_detokenizer(

@@ -52,10 +52,15 @@ def describe(
 
 @dataclass(frozen=True, slots=True)
 class FakeEncoder:
-    """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token."""
+    """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token.
+
+    With `windows`, texts of more than `max_length` become windows; of a pair, both texts slide as one.
+    """
 
     max_length: int
     notes_places: bool = False
+    windows: bool = False
+    stride: int | None = None
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         if pairs is not None:
@@ -68,7 +73,7 @@ class FakeEncoder:
         data = np.frombuffer(characters or b"", np.uint8)
         size = np.diff(offsets)
         full = (size + 3) // 4 + 1
-        cost = np.minimum(full, self.max_length)
+        cost = full if self.windows else np.minimum(full, self.max_length)
         ends = np.cumsum(cost)
         kept = np.minimum(size, (cost - 1) * 4)
         # Scatter the kept bytes of each text behind its start token, which is four zero bytes.
@@ -79,13 +84,16 @@ class FakeEncoder:
         tokens[place + np.repeat(begin - within, kept)] = data[
             place + np.repeat(offsets[:-1] - within, kept)
         ]
-        return Tokens(
+        found = Tokens(
             offsets=np.concatenate([np.zeros(1, np.int64), ends]),
             fields={"input_ids": tokens.view(np.int32)},
-            truncated=full > self.max_length,
+            truncated=full > cost,
             errors={},
             notes=_places(size, cost) if self.notes_places else {},
         )
+        if not (cost > self.max_length).any():
+            return found
+        return found.in_windows(np.ones_like(cost), cost, self.max_length, self.stride)
 
 
 def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:

@@ -89,6 +89,7 @@ def describe(
     max_length: int | None = None,
     pairs: bool = False,
     writing: Mapping[str, Any] | None = None,
+    stride: int | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
@@ -97,13 +98,13 @@ def describe(
     `writing`: what RunConfig says of answers that are text, by its names; None of a name: left open. Its
     code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
     Raises ModelError where it cannot be had or cannot do the task, UsageError where `max_length`
-    is more than the model takes or leaves no room for text.
+    is more than the model takes or leaves no room for text, or windows of it cannot share `stride` tokens.
     """
     quiet()
     root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
         return _describe(
-            model, root, identity, task, max_length, pairs, writing or {}, trust_remote_code,
+            model, root, identity, task, max_length, pairs, writing or {}, stride, trust_remote_code,
             allow_pickle,
         )  # fmt: skip
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
@@ -121,6 +122,7 @@ def _describe(
     max_length: int | None,
     pairs: bool,
     writing: Mapping[str, Any],
+    stride: int | None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> tuple[ModelSpec, Path]:
@@ -162,6 +164,11 @@ def _describe(
         raise UsageError(
             f"--max-length {length} leaves no room for text: {specials} tokens of {model} are"
             f" special; give {specials + 1} or more"
+        )
+    if stride is not None and stride >= length - specials:
+        raise UsageError(
+            f"--stride {stride}: windows have {length - specials} tokens of text, and must share fewer; "
+            f"give {length - specials - 1} or less"
         )
 
     if task in _WRITING:
@@ -206,10 +213,26 @@ def _describe(
     return spec, folder
 
 
-def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False) -> Encoder:
-    """A model's tokenizer, cut at the spec's length. Raises ModelError where it has none for the task."""
+def make_encoder(
+    folder: Path,
+    spec: ModelSpec,
+    *,
+    trust_remote_code: bool = False,
+    windows: bool = False,
+    stride: int | None = None,
+) -> Encoder:
+    """A model's tokenizer, cut at the spec's length. Raises ModelError where it has none for the task.
+
+    `windows`: long texts become windows instead; of a query and a document, the document. `stride` is that
+    of TextEncoder.
+    """
     quiet()
     tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
+    if windows and not _is_fast(tokenizer):
+        raise UsageError(
+            f"--long stride: {spec.name} has no fast tokenizer (tokenizer.json), only "
+            f"{type(tokenizer).__name__}, which is written in Python"
+        )
     if spec.chat or not _is_fast(tokenizer):
         return TransformersEncoder(folder, spec.max_length, spec.chat, trust_remote_code)
     return TextEncoder(
@@ -220,6 +243,8 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
         notes_places=spec.task == "token-classify",
         # What is asked must stay whole; the text gives way.
         truncation="only_first" if spec.task == "zero-shot" else "longest_first",
+        windowed=("second" if spec.task == "score" else "first") if windows else "",
+        stride=stride,
     )
 
 

@@ -69,7 +69,7 @@ _WORDS = (
 _MODEL = "model.xml"
 #: Settings of tasks that only encoding and decoding read; all others may be in the graph.
 _NOT_TRACED = frozenset(
-    {"prompt", "embedding_dtype", "labels", "labels_column", "hypothesis", "multi_label"}
+    {"prompt", "embedding_dtype", "labels", "labels_column", "hypothesis", "multi_label", "stride"}
 )
 
 
@@ -267,7 +267,8 @@ def _facts(task: OnePass, trust_remote_code: bool) -> dict[str, Any]:
     """All that an export depends on."""
     spec = asdict(task.spec)
     spec["labels"] = len(spec["labels"])
-    del spec["name"], spec["prompt"]
+    for name in ("name", "prompt", "inputs", "is_stacked", "outputs", "generation", "chat"):
+        del spec[name]  # of other tasks, and what the graph does not see
     # Longer rows are not compared, whatever the limit; but whether there are any decides.
     spec["max_length"] = min(task.spec.max_length, _COMPARED_WORDS[0] + 1)
     versions = {name: importlib.metadata.version(name) for name in ("torch", "transformers")}

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,13 +24,15 @@ class ReadOptions:
     """How the inputs are read; the same for every file of a job.
 
     `schema` is the planned type of every column that is read; None only before `inspect_inputs` has
-    said what it is. `text_columns` must hold a string (or, where the planned type is a list, a list) in
-    every row, or the row is an error row; `value_columns` a value of their planned type, which may be any.
+    said what it is. A row is answered by its `text_columns`, which must hold a string (or, where the
+    planned type is a list, a list), and its `value_columns`, which may hold anything of their type; null
+    too, but for `filled_columns`. Where they do not, it is an error row.
     `rescue_unknown`: keep columns that the plan does not know, as JSON in `_rescued_data`.
     """
 
     text_columns: tuple[str, ...] = ()
     value_columns: tuple[str, ...] = ()
+    filled_columns: tuple[str, ...] = ()
     schema: pa.Schema | None = None
     rescue_unknown: bool = True
     encoding: str = "utf-8"
@@ -45,8 +47,8 @@ class ReadOptions:
         return self.schema
 
     @property
-    def needed_columns(self) -> tuple[str, ...]:
-        """The columns without which a row cannot be answered, each once."""
+    def answering(self) -> tuple[str, ...]:
+        """The columns that a row is answered by, each once."""
         return tuple(dict.fromkeys((*self.text_columns, *self.value_columns)))
 
 
@@ -136,21 +138,46 @@ def json_kind(value: object) -> str:
 
 
 def text_errors(rows: Rows, options: ReadOptions) -> dict[int, str]:
-    """Say, by row, what a row lacks to be answered: texts, or values; record errors take precedence.
+    """Say, by row, what keeps a row from being answered by its columns; record errors take precedence.
 
-    An empty string is a text, and NaN a value. A value that did not fit stands in `_rescued_data`, which
-    tells a missing one from one of the wrong type.
+    An empty string is a text. A value that did not fit stands in `_rescued_data`, which tells a
+    missing text, or a null, from one of the wrong type.
     """
     errors = dict(rows.errors)
     for name in options.text_columns:
         for row in _rows_without_text(rows.table, name):
             if row not in errors:
                 errors[row] = f"{rows.place(row)}: {_why_no_text(rows.table, name, row)}"
-    for name in options.value_columns:
+    for name in options.filled_columns:
         for row in _null_rows(rows.table.column(name)):
             if row not in errors:
                 errors[row] = f"{rows.place(row)}: {_why_no_value(rows.table, name, row)}"
+    for row, name, value in _values_that_do_not_fit(rows.table, options):
+        what = "is not valid UTF-8"
+        if not _is_bytes(value):
+            kind = str(options.planned.field(name).type)[:80]
+            what = f"holds {json_kind(value)}, which does not fit its type, {kind}"
+        errors.setdefault(row, f"{rows.place(row)}: column '{shown(name)}' {what}")
     return errors
+
+
+def _values_that_do_not_fit(
+    table: pa.Table, options: ReadOptions
+) -> Iterator[tuple[int, str, Any]]:
+    """Of the columns that may hold anything: the row, the column and the value that was set aside."""
+    if not options.value_columns:
+        return
+    rescued = table.column(RESCUED)
+    for row in np.flatnonzero(pc.is_valid(rescued).to_numpy()).tolist():
+        values = orjson.loads(rescued[row].as_py())
+        for name in options.value_columns:
+            if name in values:
+                yield row, name, values[name]
+
+
+def _is_bytes(value: object) -> bool:
+    """Whether a rescued value is a text that was no UTF-8."""
+    return isinstance(value, dict) and set(value) == {"base64"}
 
 
 def _rows_without_text(table: pa.Table, name: str) -> list[int]:
@@ -185,7 +212,7 @@ def is_list(kind: pa.DataType) -> bool:
 def _why_no_text(table: pa.Table, name: str, row: int) -> str:
     missing = f"no text: column '{shown(name)}' is null or missing"
     value = _rescued_value(table, name, row)
-    if isinstance(value, dict) and set(value) == {"base64"}:
+    if _is_bytes(value):
         return f"column '{shown(name)}' is not valid UTF-8"
     if value is not None:
         kind: Any = pa.string()

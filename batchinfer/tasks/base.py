@@ -7,6 +7,7 @@ engine use tasks too.
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -18,11 +19,13 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import RunConfig, flag_name, knob_of
-from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Windows
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
 from batchinfer.readers.base import is_list
+from batchinfer.template import render_texts
 from batchinfer.tokenization import Detokenizer, Encoder, encode_texts
+from batchinfer.windows import mean, whole
 
 if TYPE_CHECKING:
     import torch
@@ -75,6 +78,12 @@ class Task(ABC):
                 raise UsageError(
                     f"{flag_name(name)}: means nothing to --task {self.name}; leave it out"
                 )
+        if config.stride is not None and config.long != "stride":
+            raise UsageError("--stride: add --long stride, or leave it out")
+        if (config.stride or 0) >= spec.max_length:
+            raise UsageError(
+                f"--stride {config.stride}: should be less than a window of {spec.max_length} tokens"
+            )
         for column in config.text_columns:
             if self.holds_list(column) and not self.takes_list(column):
                 raise UsageError(
@@ -134,20 +143,48 @@ class Task(ABC):
     def answers(self) -> Mapping[str, AnswerField]:
         """The arrays that the engine returns a request, or a token."""
 
+    def merge(
+        self, values: Mapping[str, npt.NDArray[Any]], windows: Windows, cost: npt.NDArray[np.int32]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        """The answers of texts out of those of their windows, of `cost` tokens each: here, the mean."""
+        return {name: mean(array, windows) for name, array in values.items()}
+
+    def merged(self, answered: AnsweredChunk) -> AnsweredChunk:
+        """One answer a text, also where long texts were asked about in windows."""
+        requests = answered.requests
+        if requests.windows is None:
+            return answered
+        values = self.merge(answered.values, requests.windows, requests.cost)
+        return dataclasses.replace(answered, requests=whole(requests, {}), values=values)
+
     @abstractmethod
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
-        """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`."""
+        """Turn a chunk's answers into `columns`, one value a row; null for rows in `answered.errors`.
+
+        They are `merged`: of each text there is one answer.
+        """
+
+    def texts(self, chunk: Chunk) -> tuple[pa.ChunkedArray[Any], Mapping[int, str]]:
+        """The first text of each row: a column, or what the template makes of several.
+
+        Also, by row, why it has none, beside the rows of `chunk.errors`: those are not looked at.
+        """
+        if self.config.template is None:
+            return chunk.table.column(self.text_column), {}
+        return render_texts(self.config.template, chunk.table, chunk.errors)
 
     def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
         """Tokenize a chunk: one request for each row that has no error."""
         pair = self.text_pair_column
-        return encode_texts(
+        texts, errors = self.texts(chunk)
+        requests = encode_texts(
             encoder,
-            chunk.table.column(self.text_column),
+            texts,
             chunk.table.column(pair) if pair else None,
-            errors=chunk.errors,
+            errors={**chunk.errors, **errors},
             prompt=self.prompt,
         )
+        return requests.with_errors(errors)
 
 
 class OnePass(Task):

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.config import RunConfig
@@ -22,13 +23,13 @@ class Classify(OnePass):
 
     Single-label heads give the softmax score, multi-label heads and heads of one label the sigmoid
     score, regression heads the value itself. With `--top-k` or `--all-scores` the best ones are listed
-    too, best first.
+    too, best first. Of a text in windows, the scores of each label are the mean of the windows'.
     """
 
     name: ClassVar[str] = "classify"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[Head] = "row"
-    knobs: ClassVar[frozenset[str]] = frozenset({"top_k", "all_scores"})
+    knobs: ClassVar[frozenset[str]] = frozenset({"top_k", "all_scores", "long", "stride"})
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -52,6 +53,8 @@ class Classify(OnePass):
 
     @property
     def answers(self) -> Mapping[str, AnswerField]:
+        if self.config.long == "stride":  # which label is best is known when all windows are in
+            return {"scores": AnswerField(np.float32, (len(self.spec.labels),))}
         shape = (self.num_listed,) if self.num_listed else ()
         return {
             "label": AnswerField(np.int32, shape, high=len(self.spec.labels)),
@@ -68,6 +71,8 @@ class Classify(OnePass):
             scores = outputs.softmax(dim=-1)
         elif self.spec.activation == "sigmoid":
             scores = outputs.sigmoid()
+        if self.config.long == "stride":
+            return {"scores": scores}
         if self.num_listed:
             score, label = scores.topk(self.num_listed, dim=-1)
         else:
@@ -78,7 +83,14 @@ class Classify(OnePass):
         missing = ~valid_rows(answered)
         rows = len(missing)
         shape = (rows, max(1, self.num_listed))
-        label, score = (scatter(answered, name).reshape(shape) for name in ("label", "score"))
+        label: npt.NDArray[Any]
+        score: npt.NDArray[Any]
+        if self.config.long == "stride":
+            scores = scatter(answered, "scores")
+            label = np.argsort(-scores, axis=1, kind="stable")[:, : shape[1]].astype(np.int32)
+            score = np.take_along_axis(scores, label, axis=1)
+        else:
+            label, score = (scatter(answered, name).reshape(shape) for name in ("label", "score"))
         codes = pa.array(label[:, 0], mask=missing)
         names = pa.DictionaryArray.from_arrays(codes, pa.array(self.spec.labels, pa.string()))
         best = [names.cast(pa.string()), pa.array(score[:, 0], mask=missing)]

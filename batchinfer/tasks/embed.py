@@ -6,12 +6,14 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.config import RunConfig
-from batchinfer.core import AnsweredChunk, ModelSpec
+from batchinfer.core import AnsweredChunk, ModelSpec, Windows
 from batchinfer.errors import UsageError
 from batchinfer.tasks.base import AnswerField, Head, OnePass, scatter, valid_rows
+from batchinfer.windows import mean
 
 if TYPE_CHECKING:
     import torch
@@ -20,14 +22,16 @@ if TYPE_CHECKING:
 class Embed(OnePass):
     """A vector of fixed size a row, as sentence-transformers makes it of the same model.
 
-    `--truncate-dim` keeps the first dimensions only, before vectors are normalised (again).
+    `--truncate-dim` keeps the first dimensions only, before vectors are normalised (again). The vector of a
+    text in windows is the mean of the windows' vectors, each counted by its tokens, and normalised again
+    where those are.
     """
 
     name: ClassVar[str] = "embed"
     auto_class: ClassVar[str] = "AutoModel"
     head: ClassVar[Head] = "none"
     knobs: ClassVar[frozenset[str]] = frozenset(
-        {"pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype"}
+        {"pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype", "long", "stride"}
     )
 
     def __init__(
@@ -71,6 +75,16 @@ class Embed(OnePass):
         if self.dimension < self.spec.dimension:
             vectors = vectors[:, : self.dimension]
         return {"embedding": normalize(vectors, dim=-1) if self.normalize else vectors}
+
+    def merge(
+        self, values: Mapping[str, npt.NDArray[Any]], windows: Windows, cost: npt.NDArray[np.int32]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        vectors = mean(values["embedding"], windows, weights=cost)
+        if self.normalize:
+            several = windows.counts > 1  # the others are as they were
+            lengths = np.linalg.norm(vectors[several].astype(np.float64), axis=1, keepdims=True)
+            vectors[several] /= np.maximum(lengths, 1e-12)
+        return {"embedding": vectors}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         vectors = pa.array(

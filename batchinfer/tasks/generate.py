@@ -38,7 +38,9 @@ class Generate(Generation):
         if self.config.system is not None and not spec.chat:
             why = "--no-chat" if self.config.chat is False else f"{spec.name} has no chat template"
             raise UsageError(f"--system: means nothing here ({why}); leave it out")
-        self.holds_conversations = self.holds_list(self.text_column)
+        self.holds_conversations = self.config.template is None and self.holds_list(
+            self.text_column
+        )
         if not self.holds_conversations:
             return
         kind: Any = self.schema.field(self.text_column).type
@@ -56,13 +58,14 @@ class Generate(Generation):
         return True  # what is no conversation is told with more words
 
     def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
-        rows = rows_without(chunk.errors, chunk.num_rows)
-        errors: dict[int, str] = {}
+        column, failed = self.texts(chunk)
+        errors = dict(failed)
+        rows = rows_without({**chunk.errors, **errors}, chunk.num_rows)
         prompts: pa.Array[Any]
         if self.spec.chat:
-            rows, prompts = self._conversations(chunk, rows, errors)
+            rows, prompts = self._conversations(column, rows, errors)
         else:
-            prompts = choose(chunk.table.column(self.text_column), rows)
+            prompts = choose(column, rows)
         requests = encode_requests(encoder, rows, prompts, None)
         too_long = (
             f"the prompt has more than {self.spec.max_length:,} tokens (--max-length), which leave room "
@@ -73,10 +76,10 @@ class Generate(Generation):
         return self.seeded(requests, chunk)
 
     def _conversations(
-        self, chunk: Chunk, rows: Int32Array, errors: dict[int, str]
+        self, column: pa.ChunkedArray[Any], rows: Int32Array, errors: dict[int, str]
     ) -> tuple[Int32Array, pa.Array[Any]]:
         """The rows that hold a prompt or a conversation, and the conversations, as JSON."""
-        column, found = chunk.table.column(self.text_column), {}
+        found = {}
         before = [] if self.config.system is None else [_message("system", self.config.system)]
         if self.holds_conversations:
             held: list[Any] = column.take(rows).to_pylist()

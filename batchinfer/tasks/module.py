@@ -34,10 +34,15 @@ class Module(Task):
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
     ) -> None:
         super().__init__(spec, config, schema)
+        own = self.config
         usual = RunConfig.model_fields["text_column"].default
-        if self.config.text_column != usual or self.config.text_pair_column is not None:
-            flag = "--text-pair-column" if self.config.text_pair_column else "--text-column"
-            raise UsageError(f"{flag}: means nothing to --task module, which reads --features")
+        for flag, given in (
+            ("--text-column", own.text_column != usual),
+            ("--text-pair-column", own.text_pair_column is not None),
+            ("--template", own.template is not None),
+        ):
+            if given:
+                raise UsageError(f"{flag}: means nothing to --task module, which reads --features")
 
     @property
     def columns(self) -> list[pa.Field[Any]]:

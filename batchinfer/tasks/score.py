@@ -6,10 +6,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.config import RunConfig
-from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Windows
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks.base import (
     AnswerField,
@@ -35,13 +36,14 @@ class Score(OnePass):
 
     Where the documents are a list, so are the scores, in the same order; with `--top-k` the best
     documents' places and scores instead, best first. The activation is that of sentence-transformers'
-    CrossEncoder.
+    CrossEncoder. A document in windows is worth its best one (MaxP): what answers the query may stand in
+    any part of it.
     """
 
     name: ClassVar[str] = "score"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[Head] = "row"
-    knobs: ClassVar[frozenset[str]] = frozenset({"top_k"})
+    knobs: ClassVar[frozenset[str]] = frozenset({"top_k", "long", "stride"})
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -85,11 +87,11 @@ class Score(OnePass):
             return super().encode(chunk, encoder)
         assert self.text_pair_column is not None
         column = chunk.table.column(self.text_pair_column)
-        rows = rows_without(chunk.errors, chunk.num_rows)
+        texts, failed = self.texts(chunk)
+        rows = rows_without({**chunk.errors, **failed}, chunk.num_rows)
         row, documents, errors = flattened(column, rows, self.text_pair_column)
-        queries = choose(chunk.table.column(self.text_column), row)
-        requests = encode_requests(encoder, row, queries, documents)
-        return requests.with_errors(errors)
+        requests = encode_requests(encoder, row, choose(texts, row), documents)
+        return requests.with_errors({**errors, **failed})
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = model(**inputs).logits.float()
@@ -98,6 +100,11 @@ class Score(OnePass):
     def reduce(self, outputs: torch.Tensor) -> dict[str, torch.Tensor]:
         scores = outputs.sigmoid() if self.spec.activation == "sigmoid" else outputs
         return {"score": scores[:, 0]}
+
+    def merge(
+        self, values: Mapping[str, npt.NDArray[Any]], windows: Windows, cost: npt.NDArray[np.int32]
+    ) -> Mapping[str, npt.NDArray[Any]]:
+        return {"score": np.maximum.reduceat(values["score"], windows.starts)}
 
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         if not self.is_listed:

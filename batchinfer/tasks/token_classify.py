@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -10,9 +11,10 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.core import AnsweredChunk
+from batchinfer.core import AnsweredChunk, Requests, Windows
 from batchinfer.tasks.base import AnswerField, Head, OnePass, every_token, lists, valid_rows
 from batchinfer.tokenization import Role
+from batchinfer.windows import whole
 
 if TYPE_CHECKING:
     import torch
@@ -37,13 +39,14 @@ class TokenClassify(OnePass):
 
     `--aggregation`: none is an entity a token; simple joins neighbours of one label (B-X begins a new
     one, I-X goes on); first, max and average let each word have one label before that, by its first
-    token, its surest token, or the mean of its tokens' scores.
+    token, its surest token, or the mean of its tokens' scores. Of a text in windows, each token is answered
+    by the window in which it stands farther from the edge; entities are then those of the whole text.
     """
 
     name: ClassVar[str] = "token-classify"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     head: ClassVar[Head] = "tokens"
-    knobs: ClassVar[frozenset[str]] = frozenset({"aggregation"})
+    knobs: ClassVar[frozenset[str]] = frozenset({"aggregation", "long", "stride"})
 
     @property
     def columns(self) -> list[pa.Field[Any]]:
@@ -69,19 +72,29 @@ class TokenClassify(OnePass):
         score, label = scores.max(dim=-1)
         return {"label": label.int(), "score": score}
 
+    def merged(self, answered: AnsweredChunk) -> AnsweredChunk:
+        requests = answered.requests
+        if requests.windows is None:
+            return answered
+        kept = _farther_from_the_edge(requests, requests.windows)
+        notes = {name: array[kept] for name, array in requests.notes.items()}
+        values = {name: array[kept] for name, array in answered.values.items()}
+        return dataclasses.replace(answered, requests=whole(requests, notes), values=values)
+
     def decode(self, answered: AnsweredChunk) -> list[pa.Array[Any]]:
         valid = valid_rows(answered)
+        texts, _ = self.texts(answered.chunk)
         pieces = _Pieces.of(answered, valid)
         if self.config.aggregation in ("first", "average", "max"):
-            pieces = pieces.words(self._goes_on(answered, pieces), self.config.aggregation)
+            pieces = pieces.words(self._goes_on(texts, pieces), self.config.aggregation)
         if self.config.aggregation == "none":
             names = self.spec.labels
             found = pieces.where(np.array([name != _NOTHING for name in names])[pieces.label])
         else:
             names, found = self._entities(pieces)
-        return [self._column(answered, valid, names, found)]
+        return [self._column(texts, valid, names, found)]
 
-    def _goes_on(self, answered: AnsweredChunk, pieces: _Pieces) -> npt.NDArray[np.bool_]:
+    def _goes_on(self, texts: pa.ChunkedArray[Any], pieces: _Pieces) -> npt.NDArray[np.bool_]:
         """Which pieces belong to the word of the piece before them.
 
         A vocabulary with a sign for that (WordPiece's ##) says so. Elsewhere a piece goes on where
@@ -89,7 +102,6 @@ class TokenClassify(OnePass):
         """
         goes_on: npt.NDArray[np.bool_] = pieces.role == Role.GOES_ON
         unknown = np.flatnonzero(pieces.role == Role.UNKNOWN)
-        texts = answered.chunk.table.column(self.text_column)
         row, spaces = -1, np.zeros(0, np.bool_)
         for index in unknown:
             if pieces.row[index] != row:
@@ -115,12 +127,11 @@ class TokenClassify(OnePass):
 
     def _column(
         self,
-        answered: AnsweredChunk,
+        texts: pa.ChunkedArray[Any],
         valid: npt.NDArray[np.bool_],
         names: tuple[str, ...],
         found: _Pieces,
     ) -> pa.Array[Any]:
-        texts = answered.chunk.table.column(self.text_column)
         row, text, parts = -1, "", []
         for index, start, end in zip(found.row, found.start, found.end, strict=True):
             if index != row:
@@ -218,6 +229,26 @@ class _Pieces:
         return _Pieces(
             self.row[first], self.start[first], self.end[last], self.role[first], label, score
         )
+
+
+def _farther_from_the_edge(requests: Requests, windows: Windows) -> npt.NDArray[np.bool_]:
+    """Which tokens of windows are kept: each of a text once, in its order; of equals the earlier one.
+
+    Where two windows share tokens, the first half of them is farther from the edge in the earlier one. The
+    beginning and the end of the text are no edges.
+    """
+    place, begins = requests.notes["place"], requests.offsets[:-1]
+    nowhere = np.iinfo(place.dtype).max
+    is_text = requests.notes["role"] != Role.SPECIAL
+    first = np.minimum.reduceat(np.where(is_text, place, nowhere), begins)
+    last = np.maximum.reduceat(np.where(is_text, place, -1), begins)
+    until = np.full(len(first), nowhere)
+    goes_on = np.diff(windows.text) == 0  # the next window is of the same text
+    until[:-1][goes_on] = ((first[1:] + last[:-1]) // 2)[goes_on]
+    behind = np.full(len(first), -1)
+    behind[1:][goes_on] = until[:-1][goes_on]
+    behind, until = (np.repeat(bound, requests.cost) for bound in (behind, until))
+    return (place > behind) & (place <= until)
 
 
 def _parted(name: str) -> tuple[str, bool]:

@@ -22,14 +22,16 @@ class ZeroShot(OnePass):
     """Labels with their scores, best first, by the rules of transformers' zero-shot pipeline.
 
     Each label is a request of its own: does the hypothesis ("This example is sports.") follow from the
-    text? Scores of a row add up to one; with `--multi-label` each label stands for itself.
+    text? Scores of a row add up to one; with `--multi-label` each label stands for itself. Of a text in
+    windows, the model's word on a label (its logits) is the mean of the windows': how many there are
+    depends on the length of the hypothesis, so they cannot be compared one by one.
     """
 
     name: ClassVar[str] = "zero-shot"
     auto_class: ClassVar[str] = "AutoModelForSequenceClassification"
     head: ClassVar[Head] = "row"
     knobs: ClassVar[frozenset[str]] = frozenset(
-        {"labels", "labels_column", "hypothesis", "multi_label"}
+        {"labels", "labels_column", "hypothesis", "multi_label", "long", "stride"}
     )
 
     def __init__(
@@ -76,14 +78,15 @@ class ZeroShot(OnePass):
         return {"logits": AnswerField(np.float32, (2,))}
 
     def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
-        rows = rows_without(chunk.errors, chunk.num_rows)
+        texts, failed = self.texts(chunk)
+        rows = rows_without({**chunk.errors, **failed}, chunk.num_rows)
         row, labels, errors = self._labels(chunk, rows)
         before, after = self.config.hypothesis.split("{}")
         hypotheses = pa.array(
             [f"{before}{label}{after}" for label in labels.to_pylist()], pa.large_string()
         )
-        texts = choose(chunk.table.column(self.text_column), row)
-        return encode_requests(encoder, row, texts, hypotheses).with_errors(errors)
+        requests = encode_requests(encoder, row, choose(texts, row), hypotheses)
+        return requests.with_errors({**errors, **failed})
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         logits: torch.Tensor = model(**inputs).logits.float()

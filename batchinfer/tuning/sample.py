@@ -114,8 +114,8 @@ def as_sample(requests: Requests, seconds: float) -> Sample:
 
 
 def sample_rows(plan: Plan, num_rows: int) -> Chunk:
-    """About so many rows of the job's input as one chunk, with the columns that answers need only."""
-    options = _needed_only(plan)
+    """About so many rows of the job's input as one chunk, with the columns that it is answered by only."""
+    options = _answering_only(plan)
     limit = plan.config.limit
     places = list(_places(plan, options, 1 if limit is not None else MAX_PLACES))
     num_rows = min(num_rows, limit or num_rows)
@@ -131,15 +131,17 @@ def sample_rows(plan: Plan, num_rows: int) -> Chunk:
         errors.update({done + row: why for row, why in wrong.items()})
         tables.append(table)
         done += table.num_rows
-    columns = [options.planned.field(name) for name in options.needed_columns]
-    table = pa.concat_tables([pa.schema(columns).empty_table(), *tables]).combine_chunks()
+    table = pa.concat_tables([options.planned.empty_table(), *tables]).combine_chunks()
     return Chunk(ChunkId(0, 0), table, errors, Position(), Position(), True, "")
 
 
-def _needed_only(plan: Plan) -> ReadOptions:
+def _answering_only(plan: Plan) -> ReadOptions:
     options = plan.read_options
-    needed = [plan.input_schema.field(name) for name in options.needed_columns]
-    return dataclasses.replace(options, schema=pa.schema(needed), rescue_unknown=False)
+    return dataclasses.replace(
+        options,
+        schema=pa.schema([plan.input_schema.field(name) for name in options.answering]),
+        rescue_unknown=False,
+    )
 
 
 def _places(
@@ -194,7 +196,7 @@ def _take(
     finally:
         reader.close()
     errors = text_errors(rows, options)
-    return rows.table.select(list(options.needed_columns)), errors
+    return rows.table.select(options.planned.names), errors
 
 
 def _spaced(items: Sequence[Any], num: int) -> list[Any]:

@@ -95,10 +95,12 @@ def _sample(plan: Plan, task: Task, folder: Path | None, kind: str) -> Sample:
     encoder = create_encoder(plan.config, plan.model, folder)
     sample = take_sample(plan, task, encoder, SAMPLE_TOKENS.get(kind, SAMPLE_TOKENS_OF_GPU))
     if not len(sample.requests):
+        columns = "', '".join(plan.read_options.answering)
         what, flag = ("text", "--text-column") if task.takes_text else ("value", "--features")
-        columns = "', '".join(plan.read_options.needed_columns)
         raise InputError(
             f"no row of the sample has a {what} in column '{columns}'; choose another with {flag}"
+            if plan.config.template is None
+            else "the template gives no row of the sample a text; try it with `batchinfer run --limit`"
         )
     return sample
 

@@ -54,6 +54,7 @@ def output_schema(
 
 def assemble(answered: AnsweredChunk, task: Task, schema: pa.Schema, prefix: str = "") -> pa.Table:
     """Set a chunk's answers beside its rows, in input order."""
+    answered = task.merged(answered)
     requests, table = answered.requests, answered.chunk.table
     num_tokens = np.zeros(table.num_rows, dtype=np.int32)
     np.add.at(num_tokens, requests.row, requests.cost)
@@ -184,7 +185,7 @@ def to_parquet(table: pa.Table, footer: Mapping[bytes, bytes], plan: Plan) -> pa
     where building one only costs time (a quarter of the writer's, on short reviews). A checksum a page,
     so that `verify` sees a flipped bit.
     """
-    texts = plan.read_options.text_columns
+    texts = plan.read_options.answering
     repeating = [
         field.name
         for field in table.schema
