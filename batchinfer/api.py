@@ -22,7 +22,13 @@ from batchinfer.core import (
     Position,
     is_unicode,
 )
-from batchinfer.engines import create_encoder, create_engine, describe_model, resolve_dtype
+from batchinfer.engines import (
+    create_encoder,
+    create_engine,
+    describe_model,
+    prepare_to_decode,
+    resolve_dtype,
+)
 from batchinfer.errors import UsageError
 from batchinfer.loader import Loader
 from batchinfer.readers import ReadOptions
@@ -66,6 +72,7 @@ def infer(
             )
     spec, folder = describe_model(config)
     task = create_task(spec, config)
+    prepare_to_decode(task, config, folder)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
     if taken := [name for name in names if name in frame.columns and name not in BOOKKEEPING]:

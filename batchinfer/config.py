@@ -61,9 +61,9 @@ class RunConfig(BaseModel):
     allow_pickle: bool = knob(
         False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL
     )
-    task: Literal["auto", "classify", "embed", "token-classify", "score", "zero-shot"] = knob(
-        "auto", "What the model does; auto: found from the model", MODEL
-    )
+    task: Literal[
+        "auto", "classify", "embed", "token-classify", "score", "zero-shot", "fill-mask"
+    ] = knob("auto", "What the model does; auto: found from the model", MODEL)
     engine: Literal["auto", "local", "openvino", "fake"] = knob(
         "auto",
         "local: transformers; openvino: the same model exported (pip install 'batchinfer[openvino]'); "
@@ -83,7 +83,8 @@ class RunConfig(BaseModel):
 
     top_k: AutoInt = knob(
         None,
-        "classify: list the K best labels, too; score: the K best documents",
+        "classify: list the K best labels, too; score: the K best documents; fill-mask: the K best "
+        "tokens [default: 5]",
         TASK,
         ge=1,
         le=1 << 20,

@@ -291,7 +291,7 @@ def _config_from_json(document: dict[str, Any]) -> RunConfig:
 
 def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     spec = ModelSpec(**{**document, "labels": tuple(map(_text, document["labels"]))})
-    for name in ("name", "identity", "architecture", "prompt"):
+    for name in ("name", "identity", "architecture", "prompt", "mask_token"):
         _text(getattr(spec, name))
     _require(spec.task in _TASKS, "model task: unknown")
     _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")
@@ -299,6 +299,7 @@ def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     _require(type(spec.normalize) is bool, "model normalize: neither true nor false")
     _require(0 < _whole(spec.max_length) <= 1 << 30, "model max_length: out of range")
     _require(_whole(spec.dimension) <= 1 << 30, "model dimension: out of range")
+    _require(_whole(spec.vocab_size) <= 1 << 30, "model vocab_size: out of range")
     return spec
 
 

@@ -76,6 +76,8 @@ class TextEncoder:
     `truncation`: which text of a pair is cut (longest_first, only_first).
     `notes_places`: also note `start` and `end` int32, the characters that a token stands for, and its
     `role` int8 (a Role).
+    `mask_token`: a text that does not hold it, or loses it when it is cut, is an error; where it stands,
+    the field `is_mask` is 1.
 
     Long texts
         The tokenizer cuts last: 650,000 characters cost seconds for 512 kept tokens. So a text much
@@ -97,7 +99,8 @@ class TextEncoder:
 
         Where P gives fewer than `max_length` + 64, a P twice as long is tried, up to the whole
         text. Tokenizers for which this does not hold (no pre-tokenizer, as in Llama 2 and Gemma,
-        where a merge may reach across spaces), pairs, and left truncation see the whole text.
+        where a merge may reach across spaces), pairs, texts with masks, and left truncation see the
+        whole text.
     """
 
     tokenizer_json: str
@@ -106,6 +109,7 @@ class TextEncoder:
     takes_type_ids: bool = False
     notes_places: bool = False
     truncation: str = "longest_first"
+    mask_token: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the loaded tokenizer, which is larger than the text and slower to send.
@@ -127,10 +131,14 @@ class TextEncoder:
         if pairs is not None:
             inputs = list(zip(inputs, _strings(pairs, errors), strict=True))
             encodings = self._encode_whole(inputs, errors)
-        elif _longest(texts) > self._prefix_length and self._cuts_long_texts:
+        elif (
+            not self.mask_token and _longest(texts) > self._prefix_length and self._cuts_long_texts
+        ):
             encodings = self._encode_prefixes(inputs, errors)
         else:
             encodings = self._encode_whole(inputs, errors)
+        if self.mask_token:
+            self._require_masks(encodings, errors)
 
         for i in errors:
             encodings[i] = None
@@ -146,6 +154,8 @@ class TextEncoder:
         if self.takes_type_ids and (pairs is not None or self._has_type_ids):
             ids = chain.from_iterable(e.type_ids for e in good)
             found["token_type_ids"] = np.fromiter(ids, np.int32, total)
+        if self.mask_token:
+            found["is_mask"] = (found["input_ids"] == self._mask_id).astype(np.int32)
         truncated = (e is not None and bool(e.overflowing) for e in encodings)
         return Tokens(
             offsets=offsets,
@@ -154,6 +164,15 @@ class TextEncoder:
             errors=errors,
             notes=self._places(good, found["input_ids"]) if self.notes_places else {},
         )
+
+    def _require_masks(self, encodings: Sequence[Encoding | None], errors: dict[int, str]) -> None:
+        """Note the texts that hold no mask token, or one behind the limit."""
+        for i, encoding in enumerate(encodings):
+            if encoding is not None:
+                num_cut = sum(part.ids.count(self._mask_id) for part in encoding.overflowing)
+                num_kept = encoding.ids.count(self._mask_id)
+                if why := mask_problem(self.mask_token, num_kept, num_cut, self.max_length):
+                    errors.setdefault(i, why)
 
     def _places(
         self, encodings: Sequence[Encoding], ids: Int32Array
@@ -187,6 +206,12 @@ class TextEncoder:
         for token, id in vocabulary.items():
             sizes[id] = len(token)
         return sizes, unknown
+
+    @cached_property
+    def _mask_id(self) -> int:
+        id = self._tokenizer.token_to_id(self.mask_token)
+        assert id is not None, "what the model is was read from the same files"
+        return id
 
     @property
     def _encode_batch(self) -> Callable[[Sequence[Any]], Sequence[Encoding]]:
@@ -280,6 +305,15 @@ class TextEncoder:
                     errors[i] = f"the tokenizer failed: {one_line(error)}"
             encodings.append(encoding)
         return encodings
+
+
+def mask_problem(mask_token: str, num_kept: int, num_cut: int, max_length: int) -> str:
+    """Why a text with so many mask tokens within and behind the limit cannot be filled; "" where it can."""
+    if num_cut:
+        return (
+            f"{mask_token} is cut off: the text has more than {max_length:,} tokens (--max-length)"
+        )
+    return "" if num_kept else f"no {mask_token} in this text"
 
 
 def splits_at_spaces(document: Mapping[str, Any]) -> bool:

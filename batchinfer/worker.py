@@ -36,8 +36,14 @@ from batchinfer.core import (
     LoadedChunk,
     Shard,
     Span,
+    Unit,
 )
-from batchinfer.engines import create_encoder, create_engine, kind_of_device
+from batchinfer.engines import (
+    create_encoder,
+    create_engine,
+    kind_of_device,
+    prepare_to_decode,
+)
 from batchinfer.engines.base import DeviceLostError, Engine
 from batchinfer.engines.supervised import SupervisedEngine
 from batchinfer.loader import Loader, LoaderKilledError
@@ -187,6 +193,7 @@ class Worker:
             engine.vouch()
         self.budget = self._choose_budget(engine, folder)
         self._tell_settings()
+        prepare_to_decode(self.task, plan.config, self.model_folder)
         writer = ShardWriter(folder, plan, self.task, self.budget, engine.dtype, engine.device_kind)
         if isolated:
             log.info(
@@ -418,40 +425,38 @@ class _Gathering:
     loaded: LoadedChunk
     values: Mapping[str, npt.NDArray[Any]]
     requests_left: int
-    per_token: frozenset[str] = frozenset()
+    units: Mapping[str, Unit]
     errors: dict[int, str] = field(default_factory=dict)
 
     @classmethod
     def of(cls, loaded: LoadedChunk, answers: Mapping[str, AnswerField]) -> _Gathering:
-        requests, tokens = len(loaded.requests), int(loaded.requests.offsets[-1])
+        units = {name: answer.unit for name, answer in answers.items()}
+        nums = {unit: int(loaded.requests.counts(unit).sum()) for unit in set(units.values())}
         values = {
-            name: np.zeros((tokens if f.per_token else requests, *f.shape), dtype=f.dtype)
-            for name, f in answers.items()
+            name: np.zeros((nums[f.unit], *f.shape), dtype=f.dtype) for name, f in answers.items()
         }
-        per_token = frozenset(name for name, f in answers.items() if f.per_token)
-        return cls(loaded, values, requests, per_token)
+        return cls(loaded, values, len(loaded.requests), units)
 
     def add(self, batch: Batch, answers: Answers) -> None:
         self.requests_left -= len(batch)
+        requests = self.loaded.requests
         if answers.error is not None:
-            for row in self.loaded.requests.row[batch.indices]:
+            for row in requests.row[batch.indices]:
                 self.errors[int(row)] = answers.error
             return
         finite = np.ones(len(batch), dtype=np.bool_)
         for name, values in answers.values.items():
-            is_per_token = name in self.per_token
-            places = self.loaded.requests.places(batch.indices) if is_per_token else batch.indices
-            self.values[name][places] = values
+            unit = self.units[name]
+            self.values[name][requests.places(batch.indices, unit)] = values
             if np.issubdtype(values.dtype, np.floating) and len(batch):
                 good = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-                if is_per_token:  # of a row, every token
-                    starts = np.cumsum(batch.lengths, dtype=np.int64) - batch.lengths
+                if unit != "request":  # of a row, all of them
+                    counts = requests.counts(unit)[batch.indices]
+                    starts = np.cumsum(counts, dtype=np.int64) - counts
                     good = np.logical_and.reduceat(good, starts)
                 finite &= good
         for index in batch.indices[~finite]:
-            self.errors[int(self.loaded.requests.row[index])] = (
-                "the model's answer is NaN or infinite"
-            )
+            self.errors[int(requests.row[index])] = "the model's answer is NaN or infinite"
 
     @property
     def is_complete(self) -> bool:

@@ -25,7 +25,7 @@ LAYERS = (
     ("core", "knobs", "config"),
     ("attempts",),
     ("readers", "batching", "profiles"),
-    ("plan", "tokenization"),
+    ("plan", "tokenization", "detokenization"),
     ("tasks",),
     ("engines", "reporting", "writers"),
     ("loader",),

@@ -20,6 +20,7 @@ __all__ = [
     "create_engine",
     "describe_model",
     "kind_of_device",
+    "prepare_to_decode",
     "require_fit",
     "resolve_dtype",
 ]
@@ -80,10 +81,30 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     if folder is None:
         from batchinfer.engines.fake import FakeEncoder
 
-        return FakeEncoder(spec.max_length, notes_places=spec.task == "token-classify")
+        return FakeEncoder(
+            spec.max_length,
+            notes_places=spec.task == "token-classify",
+            mask_token=spec.mask_token,
+        )
     from batchinfer.engines import models
 
     return models.make_encoder(folder, spec, trust_remote_code=config.trust_remote_code)
+
+
+def prepare_to_decode(task: Task, config: RunConfig, folder: Path | None) -> None:
+    """Give a task what its `decode` needs of the model's files; no weights are loaded."""
+    if not task.writes_tokens or task.detokenizer is not None:
+        return
+    if folder is None:
+        from batchinfer.engines.fake import FakeDetokenizer
+
+        task.detokenizer = FakeDetokenizer()
+    else:
+        from batchinfer.engines import models
+
+        task.detokenizer = models.make_detokenizer(
+            folder, task.spec, trust_remote_code=config.trust_remote_code
+        )
 
 
 def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:

@@ -7,6 +7,7 @@ nothing else, so that a scrambled or doubled row shows.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,11 +16,12 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import Answers, Batch, BatchBudget, ModelSpec
+from batchinfer.core import Answers, Batch, BatchBudget, Int32Array, Int64Array, ModelSpec, Unit
 from batchinfer.engines.base import Engine
-from batchinfer.tokenization import Role, Tokens
+from batchinfer.tokenization import Role, Tokens, mask_problem
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
+_MASK = "[MASK]"
 
 
 def describe(task: str, max_length: int | None) -> ModelSpec:
@@ -32,15 +34,21 @@ def describe(task: str, max_length: int | None) -> ModelSpec:
         max_length=max_length or 512,
         labels=("relevance",) if task == "score" else ("negative", "positive"),
         dimension=8,
+        mask_token=_MASK if task == "fill-mask" else "",
+        vocab_size=1000 if task == "fill-mask" else 0,
     )
 
 
 @dataclass(frozen=True, slots=True)
 class FakeEncoder:
-    """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token."""
+    """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token.
+
+    `mask_token`: as of a TextEncoder; its first byte makes a token a mask token.
+    """
 
     max_length: int
     notes_places: bool = False
+    mask_token: str = ""
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         if pairs is not None:
@@ -64,13 +72,44 @@ class FakeEncoder:
         tokens[place + np.repeat(begin - within, kept)] = data[
             place + np.repeat(offsets[:-1] - within, kept)
         ]
-        return Tokens(
+        found = Tokens(
             offsets=np.concatenate([np.zeros(1, np.int64), ends]),
             fields={"input_ids": tokens.view(np.int32)},
             truncated=full > self.max_length,
             errors={},
             notes=_places(size, cost) if self.notes_places else {},
         )
+        return self._with_masks(found, texts) if self.mask_token else found
+
+    def _with_masks(self, tokens: Tokens, texts: pa.Array[Any]) -> Tokens:
+        """The tokens, and which of them are masks; a text without one, or that loses one, has none."""
+        ids = tokens.fields["input_ids"]
+        is_mask = _find(ids, self.mask_token)
+        cost = np.diff(tokens.offsets)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_mask, dtype=np.int64)])
+        kept = ends[tokens.offsets[1:]] - ends[tokens.offsets[:-1]]
+        compute: Any = pc
+        there = compute.count_substring(texts, self.mask_token)
+        errors = {}
+        for index, (left, all_) in enumerate(zip(kept.tolist(), there.to_pylist(), strict=True)):
+            if why := mask_problem(self.mask_token, left, all_ - left, self.max_length):
+                errors[index] = why
+                cost[index] = 0
+        stays = np.repeat(cost > 0, np.diff(tokens.offsets))
+        return Tokens(
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(cost)]),
+            fields={"input_ids": ids[stays], "is_mask": is_mask[stays].astype(np.int32)},
+            truncated=tokens.truncated,
+            errors=errors,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class FakeDetokenizer:
+    """Every token is called by its number: w17."""
+
+    def decode(self, ids: Sequence[Sequence[int]], *, skips_special: bool = False) -> list[str]:
+        return [" ".join(f"w{id}" for id in row) for row in ids]
 
 
 def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
@@ -83,6 +122,16 @@ def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDA
         "end": np.minimum(start + 4, np.repeat(size, cost)).astype(np.int32),
         "role": np.where(index, Role.BEGINS, Role.SPECIAL).astype(np.int8),
     }
+
+
+def _find(tokens: Int32Array, text: str) -> npt.NDArray[np.bool_]:
+    """Which tokens hold the first byte of a text that stands whole in one row's tokens."""
+    data, wanted = tokens.view(np.uint8), np.frombuffer(text.encode(), np.uint8)
+    found = np.zeros(len(data), np.bool_)
+    if len(data) >= len(wanted):  # rows are parted by the zeros of a start token
+        windows = np.lib.stride_tricks.sliding_window_view(data, len(wanted))
+        found[: len(windows)] = (windows == wanted).all(axis=1)
+    return np.logical_or.reduce(found.reshape(-1, 4), axis=1)  # type: ignore[no-any-return]
 
 
 class FakeEngine(Engine):
@@ -107,8 +156,17 @@ class FakeEngine(Engine):
                     answer.dtype
                 )
             drawn = drawn.reshape(len(batch), *answer.shape)
-            values[name] = np.repeat(drawn, batch.lengths, axis=0) if answer.per_token else drawn
+            values[name] = np.repeat(drawn, _counts(batch, answer.unit), axis=0)
         return Answers(values)
+
+
+def _counts(batch: Batch, unit: Unit) -> Int64Array:
+    """How many of a unit each request of a batch has."""
+    lengths = batch.lengths.astype(np.int64)
+    if unit == "mask":
+        masks: Int64Array = np.add.reduceat(batch.fields["is_mask"], np.cumsum(lengths) - lengths)
+        return masks
+    return lengths if unit == "token" else np.ones_like(lengths)
 
 
 def hash_tokens(

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.core import ModelSpec
+from batchinfer.detokenization import TextDetokenizer
 from batchinfer.engines import sentence
 from batchinfer.engines.files import find, read_json, require_weights
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
@@ -46,6 +47,7 @@ _OFFSET_POSITIONS = frozenset(
 #: Classes of torch.nn that a cross-encoder may name, and what they do.
 _ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
 #: Tasks that need a head of their own: the end of its class's name, and transformers' list of such classes.
+#: Of those that a model can do, `auto` takes the first.
 _TRAINED_FOR = {
     "classify": (
         "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -53,6 +55,7 @@ _TRAINED_FOR = {
     "token-classify": ("ForTokenClassification", "MODEL_FOR_TOKEN_CLASSIFICATION_MAPPING_NAMES"),
     "score": ("ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
     "zero-shot": ("ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES"),
+    "fill-mask": ("ForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES"),
 }  # fmt: skip
 #: Tokenizers without a limit say 1e30; nobody's is beyond this.
 _NO_LIMIT = 1 << 30
@@ -122,6 +125,16 @@ def _describe(
             f" special; give {specials + 1} or more"
         )
 
+    if task == "fill-mask":
+        if not tokenizer.mask_token:
+            raise ModelError(
+                f"{model}: its tokenizer has no mask token, so there is nothing to fill"
+            )
+        spec = ModelSpec(
+            name, identity, architecture, task, length,
+            mask_token=str(tokenizer.mask_token), vocab_size=int(config.get_text_config().vocab_size),
+        )  # fmt: skip
+        return spec, folder
     if task in _TRAINED_FOR:
         labels = _labels(config)
         if task == "zero-shot" and not any(n.lower().startswith("entail") for n in labels):
@@ -166,6 +179,24 @@ def make_encoder(folder: Path, spec: ModelSpec, *, trust_remote_code: bool = Fal
         notes_places=spec.task == "token-classify",
         # What is asked must stay whole; the text gives way.
         truncation="only_first" if spec.task == "zero-shot" else "longest_first",
+        mask_token=spec.mask_token,
+    )
+
+
+def make_detokenizer(
+    folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False
+) -> TextDetokenizer:
+    """A model's tokenizer, for the way back. Raises ModelError where it has no fast one."""
+    quiet()
+    tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
+    text = tokenizer.backend_tokenizer.to_str()
+    # transformers spares byte pairs, whose spaces are the text's own, unless it is told twice.
+    is_told_twice = getattr(
+        tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False
+    )
+    may_clean = json.loads(text)["model"]["type"] != "BPE" or is_told_twice
+    return TextDetokenizer(
+        text, cleans_up=bool(tokenizer.clean_up_tokenization_spaces and may_clean)
     )
 
 
@@ -251,12 +282,21 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
     can_do = [
         name
         for name, (suffix, mapping) in _TRAINED_FOR.items()
-        if architecture in getattr(modeling_auto, mapping).values()
-        or (f"AutoModel{suffix}" in own_code and architecture.endswith(suffix))
+        if architecture.endswith(suffix)
+        and (
+            architecture in getattr(modeling_auto, mapping).values()
+            or f"AutoModel{suffix}" in own_code
+        )
     ]
     shown = f"a {architecture}" if architecture else "without an architecture in its config.json"
     if task == "auto":
         task = "embed" if has_modules else next(iter(can_do), "auto")
+        if task == "fill-mask":
+            logger.warning(
+                "%s is %s: taken for a model that fills masks; for embeddings give --task embed",
+                model,
+                shown,
+            )
     if task == "auto":
         raise ModelError(
             f"{model} is {shown}: its files do not say what to do; choose --task embed"

@@ -53,8 +53,9 @@ def load(
         )
     if hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # nothing is generated: no keys and values to keep
-    if has_head:
+    if task.head in ("row", "tokens"):
         _widen_head(model)
+    task.prepare(model)
     return model
 
 

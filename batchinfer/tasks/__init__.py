@@ -16,6 +16,7 @@ __all__ = ["TASKS", "AnswerField", "ModelSpec", "Task", "create_task"]
 TASKS = {
     "classify": "Classify",
     "embed": "Embed",
+    "fill-mask": "FillMask",
     "score": "Score",
     "token-classify": "TokenClassify",
     "zero-shot": "ZeroShot",

@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import RunConfig, flag_name, knob_of
-from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Unit
+from batchinfer.detokenization import Detokenizer
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
 from batchinfer.readers.base import is_list
@@ -26,23 +27,21 @@ from batchinfer.tokenization import Encoder, encode_texts
 if TYPE_CHECKING:
     import torch
 
-#: What a head looks at: nothing (the states are the answer), one state of a row, or every token.
-Head = Literal["none", "row", "tokens"]
+#: What a head looks at: nothing (the states are the answer), one state of a row, every token, or the mask
+#: tokens alone.
+Head = Literal["none", "row", "tokens", "masks"]
 
 _KNOBS = tuple(name for name in RunConfig.model_fields if knob_of(name)["panel"] == TASK)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerField:
-    """One array of a task's answers: `shape` a request, and for integers the values [0, `high`).
-
-    `per_token`: `shape` is that of one token of a request.
-    """
+    """One array of a task's answers: `shape` a `unit`, and for integers the values [0, `high`)."""
 
     dtype: type[np.generic]
     shape: tuple[int, ...] = ()
     high: int = 0
-    per_token: bool = False
+    unit: Unit = "request"
 
 
 class Task(ABC):
@@ -57,6 +56,8 @@ class Task(ABC):
     head: ClassVar[Head]
     #: Settings of `--help`'s panel "Task" that mean something here.
     knobs: ClassVar[frozenset[str]] = frozenset()
+    #: Whether `decode` makes text of token ids: then it needs a `detokenizer`.
+    writes_tokens: ClassVar[bool] = False
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -65,6 +66,8 @@ class Task(ABC):
         self.config = config = config or RunConfig()
         #: The input's columns, as far as they are known: of what is not, it holds texts.
         self.schema = schema or pa.schema([])
+        #: Set by whoever is going to call `decode`.
+        self.detokenizer: Detokenizer | None = None
         for name in _KNOBS:
             default = RunConfig.model_fields[name].default
             if name not in self.knobs and getattr(config, name) != default:
@@ -116,6 +119,9 @@ class Task(ABC):
     def answers(self) -> Mapping[str, AnswerField]:
         """The arrays that the engine returns a request, or a token."""
 
+    def prepare(self, model: Any) -> None:  # noqa: B027 - most models are as the task wants them
+        """Change a model once it is loaded, before it is asked anything."""
+
     @abstractmethod
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Put a batch through the model, on its device; what answers are made of, as float32.
@@ -123,7 +129,8 @@ class Task(ABC):
         `inputs`: `input_ids`, `attention_mask` (and `token_type_ids`), int64[b, t], padded on the right;
         or, packed, `input_ids` and `position_ids` (and `token_type_ids`), int64[1, t], with
         `cu_seq_lens_q` int32[b + 1] saying where rows begin and the last one ends. The first axis is
-        the rows, or, of a `head` that looks at tokens, all tokens, one row's behind the other's.
+        the rows, or, of a `head` that looks at tokens, all of those, one row's behind the other's. A head
+        that looks at mask tokens is told where they are: `mask_places` int64[m] count in the flat batch.
         """
 
     @abstractmethod
