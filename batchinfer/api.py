@@ -24,10 +24,10 @@ from batchinfer.core import (
     is_unicode,
 )
 from batchinfer.engines import (
-    create_detokenizer,
     create_encoder,
     create_engine,
     describe_model,
+    prepare_to_decode,
     resolve_dtype,
 )
 from batchinfer.engines.modules import names_module
@@ -83,7 +83,7 @@ def infer(
     widths = {f.name: width_of(table.column(f.name)) for f in table.schema if is_list(f.type)}
     spec, folder = describe_model(config, table.schema, widths)
     task = create_task(spec, config, table.schema)
-    task.detokenizer = create_detokenizer(config, spec, folder)
+    prepare_to_decode(task, config, folder)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
     if taken := [name for name in names if name in frame.columns and name not in BOOKKEEPING]:

@@ -71,8 +71,8 @@ class RunConfig(BaseModel):
         False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL
     )
     task: Literal[
-        "auto", "classify", "embed", "token-classify", "score", "zero-shot", "generate", "seq2seq",
-        "module",
+        "auto", "classify", "embed", "token-classify", "score", "zero-shot", "fill-mask", "generate",
+        "seq2seq", "module",
     ] = knob("auto", "What the model does; auto: found from the model", MODEL)  # fmt: skip
     engine: Literal["auto", "local", "openvino", "fake"] = knob(
         "auto",
@@ -105,8 +105,8 @@ class RunConfig(BaseModel):
 
     top_k: AutoInt = knob(
         None,
-        "classify: list the K best labels, too; score: the K best documents; generate, seq2seq: draw from "
-        "the K likeliest tokens",
+        "classify: list the K best labels, too; score: the K best documents; fill-mask: the K best "
+        "tokens [default: 5]; generate, seq2seq: draw from the K likeliest tokens",
         TASK,
         ge=1,
         le=1 << 20,

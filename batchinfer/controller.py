@@ -244,7 +244,7 @@ def _harmless(plan: Plan, model_folder: Path | None, engine: Engine) -> Requests
     """
     encoder = create_encoder(plan.config, plan.model, model_folder)
     longest = int(2 * BYTES_A_TOKEN * plan.model.max_length)
-    text = _WORDS * (longest // len(_WORDS) + 1)
+    text = f"{plan.model.mask_token} {_WORDS * (longest // len(_WORDS) + 1)}".lstrip()
 
     def alike(column: Any) -> pa.Array[Any]:
         """As many characters in each text, also in those of lists and structs; numbers as they are."""

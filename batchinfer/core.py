@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,9 @@ from batchinfer.stages import StageSeconds
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
+
+#: What an answer is of: a whole request, each of its tokens, or each of its mask tokens.
+Unit = Literal["request", "token", "mask"]
 
 #: Columns that batchinfer itself writes; they are dropped when an output is used as an input.
 SOURCE, ROW = "_source", "_row"
@@ -146,6 +149,7 @@ class ModelSpec:
     through the chat template) a generator's.
     `inputs` and `outputs` are a module's: the columns in the order in which it takes them (`is_stacked`:
     side by side, as one tensor), and the columns that it gives.
+    `mask_token` ("[MASK]") and `vocab_size` are those of a model that fills gaps.
     """
 
     name: str
@@ -159,6 +163,8 @@ class ModelSpec:
     pooling: str = "mean"
     normalize: bool = False
     prompt: str = ""
+    mask_token: str = ""
+    vocab_size: int = 0
     generation: str = ""
     chat: bool = False
     inputs: tuple[TensorSpec, ...] = ()
@@ -203,7 +209,8 @@ class Requests:
     A row of a table costs one, and its item may have several numbers: a field is then [n, k].
     `errors`: rows of the chunk that could not be encoded, and why. `notes`: arrays of as many items that
     only decoding needs (where in the text a token stands); they do not go to the device. `windows`: where
-    long texts are several requests each.
+    long texts are several requests each. `masks` int32[n]: mask
+    tokens of each, where a task fills them.
     """
 
     row: Int32Array
@@ -214,6 +221,7 @@ class Requests:
     errors: Mapping[int, str] = field(default_factory=dict)
     notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     windows: Windows | None = None
+    masks: Int32Array | None = None
 
     def __len__(self) -> int:
         return len(self.row)
@@ -232,11 +240,12 @@ class Requests:
         return dataclasses.replace(self, fields={**self.fields, name: values})
 
     def keep(self, kept: npt.NDArray[np.bool_]) -> Requests:
-        """The requests that bool[n] names, with their tokens."""
+        """The requests that bool[n] names, with their tokens; none is a window."""
+        assert self.windows is None, "windows of a text stay together"
         if kept.all():
             return self
         indices = np.flatnonzero(kept)
-        source = self.places(indices)
+        source = self.places(indices, "token")
         cost = self.cost[kept]
         return Requests(
             row=self.row[kept],
@@ -246,19 +255,32 @@ class Requests:
             fields={name: values[source] for name, values in self.fields.items()},
             errors=self.errors,
             notes={name: values[source] for name, values in self.notes.items()},
+            masks=None if self.masks is None else self.masks[kept],
         )
 
     def select(self, indices: Int64Array) -> dict[str, Int32Array]:
         """The fields of these requests, packed one behind the other in this order."""
-        source = self.places(indices)
+        source = self.places(indices, "token")
         return {name: values[source] for name, values in self.fields.items()}
 
-    def places(self, indices: Int64Array) -> Int64Array:
-        """Where the tokens of these requests stand in a field, packed in this order."""
-        lengths = self.cost[indices].astype(np.int64)
+    def counts(self, unit: Unit) -> Int32Array:
+        """How many of a unit each request has, int32[n]."""
+        if unit == "request":
+            return np.ones(len(self), dtype=np.int32)
+        if unit == "token":
+            return self.cost
+        assert self.masks is not None, "only a task that fills masks has answers to them"
+        return self.masks
+
+    def places(self, indices: Int64Array, unit: Unit) -> Int64Array:
+        """The places of these requests' units among those of all requests, in this order."""
+        if unit == "request":
+            return indices
+        counts = self.counts(unit).astype(np.int64)
+        first, lengths = (np.cumsum(counts) - counts)[indices], counts[indices]
         ends = np.cumsum(lengths)
         total = int(ends[-1]) if len(ends) else 0
-        shift = np.repeat(self.offsets[indices] - (ends - lengths), lengths)
+        shift = np.repeat(first - (ends - lengths), lengths)
         places: Int64Array = np.arange(total, dtype=np.int64) + shift
         return places
 

@@ -313,7 +313,7 @@ def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     }
     labels = tuple(map(_text, document["labels"]))
     spec = ModelSpec(**{**document, **tensors, "labels": labels})
-    for name in ("name", "identity", "architecture", "prompt"):
+    for name in ("name", "identity", "architecture", "prompt", "mask_token", "generation"):
         _text(getattr(spec, name))
     _require(spec.task in _TASKS, "model task: unknown")
     _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")
@@ -322,6 +322,7 @@ def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     _require(type(spec.is_stacked) is bool, "model is_stacked: neither true nor false")
     _require(0 < _whole(spec.max_length) <= 1 << 30, "model max_length: out of range")
     _require(_whole(spec.dimension) <= 1 << 30, "model dimension: out of range")
+    _require(_whole(spec.vocab_size) <= 1 << 30, "model vocab_size: out of range")
     return spec
 
 

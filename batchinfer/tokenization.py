@@ -28,9 +28,6 @@ if TYPE_CHECKING:
 #: margin guards against what it does not foresee.
 CUT_MARGIN = 64
 
-#: What transformers' PreTrainedTokenizerBase.clean_up_tokenization changes, in its order: spaces go.
-_LOOSE = (" .", " ?", " !", " ,", " ' ", " n't", " 'm", " 's", " 've", " 're")
-
 #: First guess of the characters of a token; English has 4 to 5, so one prefix nearly always does.
 _CHARACTERS_PER_TOKEN = 8
 
@@ -81,14 +78,6 @@ class Role(IntEnum):
     SPECIAL = 3
 
 
-class Detokenizer(Protocol):
-    """Makes texts of tokens. It pickles small, and loads where it is used."""
-
-    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
-        """The text of each run of token ids."""
-        ...
-
-
 class Encoder(Protocol):
     """Encodes texts. Encoders are sent to loader processes: they pickle small, and load there."""
 
@@ -120,6 +109,8 @@ class TextEncoder:
     None: a quarter of those that slide.
     `notes_places`: also note `start` and `end` int32, the characters that a token stands for, and its
     `role` int8 (a Role).
+    `mask_token`: a text that does not hold it, or loses it when it is cut, is an error; where it stands,
+    the field `is_mask` is 1.
 
     Long texts
         The tokenizer cuts last: 650,000 characters cost seconds for 512 kept tokens. So a text much
@@ -141,7 +132,8 @@ class TextEncoder:
 
         Where P gives fewer than `max_length` + 64, a P twice as long is tried, up to the whole
         text. Tokenizers for which this does not hold (no pre-tokenizer, as in Llama 2 and Gemma,
-        where a merge may reach across spaces), pairs, and left truncation see the whole text.
+        where a merge may reach across spaces), pairs, texts with masks, and left truncation see the
+        whole text.
     """
 
     tokenizer_json: str
@@ -152,6 +144,7 @@ class TextEncoder:
     truncation: str = "longest_first"
     windowed: str = ""
     stride: int | None = None
+    mask_token: str = ""
 
     def __reduce__(self) -> tuple[Any, ...]:
         # Without the loaded tokenizer, which is larger than the text and slower to send.
@@ -173,10 +166,16 @@ class TextEncoder:
         if pairs is not None:
             inputs = list(zip(inputs, as_strings(pairs, errors), strict=True))
             encodings = self._encode_whole(inputs, errors)
-        elif not self.windowed and _longest(texts) > self._prefix_length and self._cuts_long_texts:
+        elif (
+            not (self.windowed or self.mask_token)
+            and _longest(texts) > self._prefix_length
+            and self._cuts_long_texts
+        ):
             encodings = self._encode_prefixes(inputs, errors)
         else:
             encodings = self._encode_whole(inputs, errors)
+        if self.mask_token:
+            self._require_masks(encodings, errors)
 
         for i in errors:
             encodings[i] = None
@@ -192,6 +191,8 @@ class TextEncoder:
         if self.takes_type_ids and (pairs is not None or self._has_type_ids):
             ids = chain.from_iterable(e.type_ids for e in good)
             found["token_type_ids"] = np.fromiter(ids, np.int32, total)
+        if self.mask_token:
+            found["is_mask"] = (found["input_ids"] == self._mask_id).astype(np.int32)
         truncated = (e is not None and bool(e.overflowing) for e in encodings)
         tokens = Tokens(
             offsets=offsets,
@@ -208,6 +209,15 @@ class TextEncoder:
         for i in long.tolist():
             begin[i], end[i] = _span_of(sliding, encodings[i])
         return tokens.in_windows(begin, end, self.max_length, self.stride)
+
+    def _require_masks(self, encodings: Sequence[Encoding | None], errors: dict[int, str]) -> None:
+        """Note the texts that hold no mask token, or one behind the limit."""
+        for i, encoding in enumerate(encodings):
+            if encoding is not None:
+                num_cut = sum(part.ids.count(self._mask_id) for part in encoding.overflowing)
+                num_kept = encoding.ids.count(self._mask_id)
+                if why := mask_problem(self.mask_token, num_kept, num_cut, self.max_length):
+                    errors.setdefault(i, why)
 
     def _places(
         self, encodings: Sequence[Encoding], ids: Int32Array
@@ -241,6 +251,12 @@ class TextEncoder:
         for token, id in vocabulary.items():
             sizes[id] = len(token)
         return sizes, unknown
+
+    @cached_property
+    def _mask_id(self) -> int:
+        id = self._tokenizer.token_to_id(self.mask_token)
+        assert id is not None, "what the model is was read from the same files"
+        return id
 
     @property
     def _encode_batch(self) -> Callable[[Sequence[Any]], Sequence[Encoding]]:
@@ -339,37 +355,13 @@ class TextEncoder:
         return encodings
 
 
-@dataclass(frozen=True)
-class TextDetokenizer:
-    """Token ids to text, by the model's tokenizer, from the text of its tokenizer.json.
-
-    Special tokens are left out. `cleans_up`: spaces before punctuation go, as transformers does for models
-    whose tokenizer_config.json asks for it.
-    """
-
-    tokenizer_json: str
-    cleans_up: bool = False
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return TextDetokenizer, (self.tokenizer_json, self.cleans_up)
-
-    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
-        """The text of each run of token ids."""
-        texts = self._tokenizer.decode_batch([run.tolist() for run in tokens])
-        return [_cleaned(text) for text in texts] if self.cleans_up else texts
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        from tokenizers import Tokenizer
-
-        return Tokenizer.from_str(self.tokenizer_json)
-
-
-def _cleaned(text: str) -> str:
-    """Without the spaces that word pieces leave before punctuation and within contractions."""
-    for loose in _LOOSE:
-        text = text.replace(loose, loose.replace(" ", ""))
-    return text
+def mask_problem(mask_token: str, num_kept: int, num_cut: int, max_length: int) -> str:
+    """Why a text with so many mask tokens within and behind the limit cannot be filled; "" where it can."""
+    if num_cut:
+        return (
+            f"{mask_token} is cut off: the text has more than {max_length:,} tokens (--max-length)"
+        )
+    return "" if num_kept else f"no {mask_token} in this text"
 
 
 def splits_at_spaces(document: Mapping[str, Any]) -> bool:

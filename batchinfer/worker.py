@@ -39,10 +39,10 @@ from batchinfer.core import (
     Span,
 )
 from batchinfer.engines import (
-    create_detokenizer,
     create_encoder,
     create_engine,
     kind_of_device,
+    prepare_to_decode,
 )
 from batchinfer.engines.base import DeviceLostError, Engine
 from batchinfer.engines.supervised import SupervisedEngine
@@ -147,7 +147,6 @@ class Worker:
                 )
             else:
                 self.engine = create_engine(config, self.task, self.model_folder)
-            self.task.detokenizer = create_detokenizer(config, self.plan.model, self.model_folder)
             if self._settings.ceiling_tokens is not None:
                 self.engine.stay_below(self._settings.ceiling_tokens)
             seconds = time.monotonic() - started
@@ -197,6 +196,7 @@ class Worker:
             engine.vouch()
         self.budget = self._choose_budget(engine, folder)
         self._tell_settings()
+        prepare_to_decode(self.task, plan.config, self.model_folder)
         writer = ShardWriter(folder, plan, self.task, self.budget, engine.dtype, engine.device_kind)
         if isolated:
             log.info(
@@ -454,15 +454,14 @@ class _Gathering:
 
     @classmethod
     def of(cls, loaded: LoadedChunk, answers: Mapping[str, AnswerField]) -> _Gathering:
-        requests, tokens = len(loaded.requests), int(loaded.requests.offsets[-1])
+        requests = len(loaded.requests)
         values, items = {}, {}
         for name, f in answers.items():
             if f.counted_by:
                 items[name] = [np.zeros((0, *f.shape), dtype=f.dtype)] * requests
             else:
-                values[name] = np.zeros(
-                    (tokens if f.per_token else requests, *f.shape), dtype=f.dtype
-                )
+                count = int(loaded.requests.counts(f.unit).sum())
+                values[name] = np.zeros((count, *f.shape), dtype=f.dtype)
         return cls(loaded, answers, values, items, np.zeros(requests, dtype=np.bool_))
 
     def open_batches(self) -> Iterator[Batch]:
@@ -494,14 +493,13 @@ class _Gathering:
                 for index, part in zip(indices.tolist(), parts, strict=True):
                     self.items[name][index] = part
                 continue
-            places = self.loaded.requests.places(indices) if answer.per_token else indices
-            self.values[name][places] = values
+            requests, unit = self.loaded.requests, answer.unit
+            self.values[name][requests.places(indices, unit)] = values
             if np.issubdtype(values.dtype, np.floating) and len(indices):
                 good = np.isfinite(values).all(axis=tuple(range(1, values.ndim)))
-                if answer.per_token:  # of a row, every token
-                    lengths = self.loaded.requests.cost[indices].astype(np.int64)
-                    starts = np.cumsum(lengths) - lengths
-                    good = np.logical_and.reduceat(good, starts)
+                if unit != "request":  # of a row, all of them
+                    counts = requests.counts(unit)[indices].astype(np.int64)
+                    good = np.logical_and.reduceat(good, np.cumsum(counts) - counts)
                 finite &= good
         for index in indices[~finite]:
             self.errors[int(self.loaded.requests.row[index])] = (

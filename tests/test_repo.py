@@ -25,7 +25,7 @@ LAYERS = (
     ("core", "knobs", "config", "sandbox", "template"),
     ("attempts",),
     ("readers", "batching", "profiles"),
-    ("plan", "windows", "tokenization"),
+    ("plan", "windows", "tokenization", "detokenization"),
     ("tasks",),
     ("engines", "reporting", "writers"),
     ("loader",),

@@ -16,18 +16,18 @@ from batchinfer.tasks.base import OnePass, Task
 from batchinfer.tasks.features import as_tensors
 from batchinfer.tasks.generation import Generation
 from batchinfer.tasks.module import Module
-from batchinfer.tokenization import Detokenizer, Encoder, NoEncoder
+from batchinfer.tokenization import Encoder, NoEncoder
 
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
 
 __all__ = [
     "Engine",
-    "create_detokenizer",
     "create_encoder",
     "create_engine",
     "describe_model",
     "kind_of_device",
+    "prepare_to_decode",
     "require_fit",
     "resolve_dtype",
 ]
@@ -119,6 +119,7 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
             notes_places=spec.task == "token-classify",
             windows=config.long == "stride",
             stride=config.stride,
+            mask_token=spec.mask_token,
         )
     from batchinfer.engines import models
 
@@ -131,17 +132,20 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     )
 
 
-def create_detokenizer(
-    config: RunConfig, spec: ModelSpec, folder: Path | None
-) -> Detokenizer | None:
-    """What makes text of the engine's tokens; None for a task that has no use for it."""
+def prepare_to_decode(task: Task, config: RunConfig, folder: Path | None) -> None:
+    """Give a task what its `decode` needs of the model's files; no weights are loaded."""
+    if not task.writes_tokens or task.detokenizer is not None:
+        return
     if folder is None:
         from batchinfer.engines.fake import FakeDetokenizer
 
-        return FakeDetokenizer()
-    from batchinfer.engines import models
+        task.detokenizer = FakeDetokenizer()
+    else:
+        from batchinfer.engines import models
 
-    return models.make_detokenizer(folder, spec, trust_remote_code=config.trust_remote_code)
+        task.detokenizer = models.make_detokenizer(
+            folder, task.spec, trust_remote_code=config.trust_remote_code
+        )
 
 
 def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:

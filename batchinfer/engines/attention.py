@@ -30,17 +30,17 @@ PACKED = "batchinfer_packed"
 #: with one row at a time. NomicBERT's pooler and Qwen3's classifier look for the row's first or last
 #: token on their own, where no hook reaches.
 _HEADS: dict[str, tuple[Head, ...]] = {
-    "albert": ("none", "row", "tokens"),
-    "bert": ("none", "row", "tokens"),
-    "camembert": ("none", "row", "tokens"),
-    "distilbert": ("none", "row", "tokens"),
-    "electra": ("none", "row", "tokens"),
-    "eurobert": ("none", "row", "tokens"),
-    "modernbert": ("none", "row", "tokens"),
-    "nomic_bert": ("none",),
+    "albert": ("none", "row", "tokens", "masks"),
+    "bert": ("none", "row", "tokens", "masks"),
+    "camembert": ("none", "row", "tokens", "masks"),
+    "distilbert": ("none", "row", "tokens", "masks"),
+    "electra": ("none", "row", "tokens", "masks"),
+    "eurobert": ("none", "row", "tokens", "masks"),
+    "modernbert": ("none", "row", "tokens", "masks"),
+    "nomic_bert": ("none", "masks"),
     "qwen3": ("none",),
-    "roberta": ("none", "row", "tokens"),
-    "xlm-roberta": ("none", "row", "tokens"),
+    "roberta": ("none", "row", "tokens", "masks"),
+    "xlm-roberta": ("none", "row", "tokens", "masks"),
 }
 #: Their first position is the one behind the padding token's.
 _POSITIONS_BEHIND_PADDING = ("camembert", "roberta", "xlm-roberta")

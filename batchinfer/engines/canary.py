@@ -12,6 +12,8 @@ from batchinfer.core import Batch, ChunkId
 #: Longest first: beyond every usual window of attention, down to the shortest there is; some twice, as
 #: rows of one length are attended to together.
 _LENGTHS = (300, 130, 33, 33, 7, 7, 7, 2)
+#: Every so many tokens are taken for mask tokens, where a head asks which ones are.
+_MASK_EVERY = 16
 
 
 class Canary:
@@ -38,7 +40,9 @@ def sample_rows(vocab_size: int, max_length: int, pad_token_id: int) -> list[Bat
         tokens = draw.integers(0, vocab_size - 1, length, dtype=np.int32)
         tokens += tokens >= pad_token_id  # RoBERTa takes padding out of the positions
         lengths = np.array([length], dtype=np.int32)
-        rows.append(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, {"input_ids": tokens}))
+        is_mask = (np.arange(length) % _MASK_EVERY == 0).astype(np.int32)
+        fields = {"input_ids": tokens, "is_mask": is_mask}
+        rows.append(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, fields))
     return rows
 
 
@@ -54,5 +58,5 @@ def joined(rows: list[Batch]) -> Batch:
         rows[0].chunk,
         np.arange(len(rows), dtype=np.int64),
         np.concatenate([row.lengths for row in rows]),
-        {"input_ids": np.concatenate([row.fields["input_ids"] for row in rows])},
+        {name: np.concatenate([row.fields[name] for row in rows]) for name in rows[0].fields},
     )

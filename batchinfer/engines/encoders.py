@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from batchinfer.core import Int32Array
 from batchinfer.errors import one_line
 from batchinfer.tokenization import Tokens, as_strings
 
@@ -89,7 +88,7 @@ class TransformersEncoder:
 
 @dataclass(frozen=True)
 class TransformersDetokenizer:
-    """Token ids to text by a tokenizer that is written in Python; special tokens are left out."""
+    """Token ids to text by a tokenizer that is written in Python."""
 
     folder: Path
     trust_remote_code: bool = False
@@ -97,11 +96,14 @@ class TransformersDetokenizer:
     def __reduce__(self) -> tuple[Any, ...]:
         return TransformersDetokenizer, (self.folder, self.trust_remote_code)
 
-    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
-        """The text of each run of token ids."""
+    def decode(self, ids: Sequence[Sequence[int]], *, skips_special: bool = False) -> list[str]:
+        """The text of each run of ids; `skips_special`: without those of special tokens.
+
+        A model's vocabulary may be rounded up: what no token stands for is passed over.
+        """
         decode, size = self._tokenizer.decode, len(self._tokenizer)
-        # A model's vocabulary may be rounded up: what no token stands for is passed over.
-        return [decode(run[run < size].tolist(), skip_special_tokens=True) for run in tokens]
+        known = ([id for id in run if id < size] for run in ids)
+        return [decode(run, skip_special_tokens=skips_special) for run in known]
 
     @cached_property
     def _tokenizer(self) -> Any:

@@ -18,11 +18,21 @@ import numpy.typing as npt
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import Answers, Batch, BatchBudget, Int32Array, ModelSpec, TensorSpec
+from batchinfer.core import (
+    Answers,
+    Batch,
+    BatchBudget,
+    Int32Array,
+    Int64Array,
+    ModelSpec,
+    TensorSpec,
+    Unit,
+)
 from batchinfer.engines.base import Engine
-from batchinfer.tokenization import Role, Tokens
+from batchinfer.tokenization import Role, Tokens, mask_problem
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
+_MASK = "[MASK]"
 
 
 def describe(
@@ -47,6 +57,8 @@ def describe(
         generation=json.dumps({"max_new_tokens": max_new_tokens or 8}) if writes else "",
         inputs=tuple(inputs),
         outputs=(TensorSpec("prediction", "float32"),) if is_module else (),
+        mask_token=_MASK if task == "fill-mask" else "",
+        vocab_size=1000 if task == "fill-mask" else 0,
     )
 
 
@@ -55,12 +67,14 @@ class FakeEncoder:
     """Every four bytes of UTF-8 are a token (about as long as a real one), after one start token.
 
     With `windows`, texts of more than `max_length` become windows; of a pair, both texts slide as one.
+    `mask_token`: as of a TextEncoder; its first byte makes a token a mask token.
     """
 
     max_length: int
     notes_places: bool = False
     windows: bool = False
     stride: int | None = None
+    mask_token: str = ""
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         if pairs is not None:
@@ -91,9 +105,33 @@ class FakeEncoder:
             errors={},
             notes=_places(size, cost) if self.notes_places else {},
         )
+        if self.mask_token:
+            return self._with_masks(found, texts)
         if not (cost > self.max_length).any():
             return found
         return found.in_windows(np.ones_like(cost), cost, self.max_length, self.stride)
+
+    def _with_masks(self, tokens: Tokens, texts: pa.Array[Any]) -> Tokens:
+        """The tokens, and which of them are masks; a text without one, or that loses one, has none."""
+        ids = tokens.fields["input_ids"]
+        is_mask = _find(ids, self.mask_token)
+        cost = np.diff(tokens.offsets)
+        ends = np.concatenate([np.zeros(1, np.int64), np.cumsum(is_mask, dtype=np.int64)])
+        kept = ends[tokens.offsets[1:]] - ends[tokens.offsets[:-1]]
+        compute: Any = pc
+        there = compute.count_substring(texts, self.mask_token)
+        errors = {}
+        for index, (left, all_) in enumerate(zip(kept.tolist(), there.to_pylist(), strict=True)):
+            if why := mask_problem(self.mask_token, left, all_ - left, self.max_length):
+                errors[index] = why
+                cost[index] = 0
+        stays = np.repeat(cost > 0, np.diff(tokens.offsets))
+        return Tokens(
+            offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(cost)]),
+            fields={"input_ids": ids[stays], "is_mask": is_mask[stays].astype(np.int32)},
+            truncated=tokens.truncated,
+            errors=errors,
+        )
 
 
 def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDArray[Any]]:
@@ -109,11 +147,21 @@ def _places(size: npt.NDArray[Any], cost: npt.NDArray[Any]) -> dict[str, npt.NDA
 
 
 class FakeDetokenizer:
-    """Every token is a letter."""
+    """Every token is called by its number: w17."""
 
-    def decode(self, tokens: Sequence[Int32Array]) -> list[str]:
+    def decode(self, ids: Sequence[Sequence[int]], *, skips_special: bool = False) -> list[str]:
         """The text of each run of token ids."""
-        return [(run % 26 + ord("a")).astype(np.uint8).tobytes().decode() for run in tokens]
+        return [" ".join(f"w{id}" for id in row) for row in ids]
+
+
+def _find(tokens: Int32Array, text: str) -> npt.NDArray[np.bool_]:
+    """Which tokens hold the first byte of a text that stands whole in one row's tokens."""
+    data, wanted = tokens.view(np.uint8), np.frombuffer(text.encode(), np.uint8)
+    found = np.zeros(len(data), np.bool_)
+    if len(data) >= len(wanted):  # rows are parted by the zeros of a start token
+        windows = np.lib.stride_tricks.sliding_window_view(data, len(wanted))
+        found[: len(windows)] = (windows == wanted).all(axis=1)
+    return np.logical_or.reduce(found.reshape(-1, 4), axis=1)  # type: ignore[no-any-return]
 
 
 class FakeEngine(Engine):
@@ -143,7 +191,9 @@ class FakeEngine(Engine):
                     answer.dtype
                 )
             drawn = drawn.reshape(len(seeds), *answer.shape)
-            values[name] = np.repeat(drawn, batch.lengths, axis=0) if answer.per_token else drawn
+            is_counted = answer.counted_by or answer.unit == "request"
+            counts = _counts(batch, answer.unit)
+            values[name] = drawn if is_counted else np.repeat(drawn, counts, axis=0)
         return Answers(values)
 
 
@@ -158,6 +208,15 @@ def _tokens_of(batch: Batch) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int3
         parts.append(np.ascontiguousarray(values).reshape(len(batch), -1).view(np.uint8))
     rows = np.concatenate(parts, axis=1).astype(np.int32)
     return rows.reshape(-1), np.full(len(batch), rows.shape[1], np.int32)
+
+
+def _counts(batch: Batch, unit: Unit) -> Int64Array:
+    """How many of a unit each request of a batch has."""
+    lengths = batch.lengths.astype(np.int64)
+    if unit == "mask":
+        masks: Int64Array = np.add.reduceat(batch.fields["is_mask"], np.cumsum(lengths) - lengths)
+        return masks
+    return lengths if unit == "token" else np.ones_like(lengths)
 
 
 def hash_tokens(

@@ -17,12 +17,13 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.core import ModelSpec
+from batchinfer.detokenization import Detokenizer, TextDetokenizer
 from batchinfer.engines import sentence
 from batchinfer.engines.encoders import TransformersDetokenizer, TransformersEncoder
 from batchinfer.engines.files import find, read_json, require_weights
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
 from batchinfer.readers.base import shown
-from batchinfer.tokenization import Detokenizer, Encoder, TextDetokenizer, TextEncoder
+from batchinfer.tokenization import Encoder, TextEncoder
 
 logger = logging.getLogger("batchinfer")
 
@@ -47,7 +48,8 @@ _OFFSET_POSITIONS = frozenset(
 #: Classes of torch.nn that a cross-encoder may name, and what they do.
 _ACTIVATIONS = {"Sigmoid": "sigmoid", "Identity": "none"}
 #: Tasks that need a head of their own: the end of its class's name, transformers' list of such classes, and
-#: the class that loads one whose code comes with it.
+#: the class that loads one whose code comes with it. Of
+#: those that a model can do, `auto` takes the first.
 _TRAINED_FOR = {
     "classify": (
         "ForSequenceClassification", "MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING_NAMES",
@@ -70,11 +72,12 @@ _TRAINED_FOR = {
         "ForConditionalGeneration", "MODEL_FOR_SEQ_TO_SEQ_CAUSAL_LM_MAPPING_NAMES",
         "AutoModelForSeq2SeqLM",
     ),
+    "fill-mask": ("ForMaskedLM", "MODEL_FOR_MASKED_LM_MAPPING_NAMES", "AutoModelForMaskedLM"),
 }  # fmt: skip
 #: Tasks whose answer is text.
 _WRITING = ("generate", "seq2seq")
 #: Tasks that ask of a tokenizer where its tokens stand: one that is written in Python does not say.
-_PLACING = ("token-classify",)
+_PLACING = ("token-classify", "fill-mask")
 #: Tokenizers without a limit say 1e30; nobody's is beyond this.
 _NO_LIMIT = 1 << 30
 #: The limit where neither tokenizer nor configuration names one (T5: relative positions).
@@ -171,6 +174,16 @@ def _describe(
             f"give {length - specials - 1} or less"
         )
 
+    if task == "fill-mask":
+        if not tokenizer.mask_token:
+            raise ModelError(
+                f"{model}: its tokenizer has no mask token, so there is nothing to fill"
+            )
+        spec = ModelSpec(
+            name, identity, architecture, task, length,
+            mask_token=str(tokenizer.mask_token), vocab_size=int(config.get_text_config().vocab_size),
+        )  # fmt: skip
+        return spec, folder
     if task in _WRITING:
         chat = task == "generate" and writing.get("chat") is not False
         has_template = bool(getattr(tokenizer, "chat_template", None))
@@ -245,23 +258,27 @@ def make_encoder(
         truncation="only_first" if spec.task == "zero-shot" else "longest_first",
         windowed=("second" if spec.task == "score" else "first") if windows else "",
         stride=stride,
+        mask_token=spec.mask_token,
     )
 
 
 def make_detokenizer(
     folder: Path, spec: ModelSpec, *, trust_remote_code: bool = False
-) -> Detokenizer | None:
-    """What makes text of a model's tokens; None for a task that has no use for it."""
-    if spec.task not in _WRITING:
-        return None
+) -> Detokenizer:
+    """A model's tokenizer, for the way back."""
     quiet()
     tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
     if not _is_fast(tokenizer):
         return TransformersDetokenizer(folder, trust_remote_code)
-    document = tokenizer.backend_tokenizer.to_str()
-    # Cleaning up is meant for word pieces; of byte pairs it would take spaces that belong there.
-    cleans_up = bool(getattr(tokenizer, "clean_up_tokenization_spaces", False))
-    return TextDetokenizer(document, cleans_up and json.loads(document)["model"]["type"] != "BPE")
+    text = tokenizer.backend_tokenizer.to_str()
+    # transformers spares byte pairs, whose spaces are the text's own, unless it is told twice.
+    is_told_twice = getattr(
+        tokenizer, "clean_up_tokenization_spaces_for_bpe_even_though_it_will_corrupt_output", False
+    )
+    may_clean = json.loads(text)["model"]["type"] != "BPE" or is_told_twice
+    return TextDetokenizer(
+        text, cleans_up=bool(tokenizer.clean_up_tokenization_spaces and may_clean)
+    )
 
 
 def quiet() -> None:
@@ -353,12 +370,22 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
     can_do = [
         name
         for name, (suffix, mapping, auto_class) in _TRAINED_FOR.items()
-        if architecture in getattr(modeling_auto, mapping).values()
+        if (
+            architecture in getattr(modeling_auto, mapping).values()
+            # transformers' list of these has encoder-decoders, and models with several heads.
+            and (name != "fill-mask" or architecture.endswith(suffix))
+        )
         or (auto_class in own_code and architecture.endswith(suffix))
     ]
     shown = f"a {architecture}" if architecture else "without an architecture in its config.json"
     if task == "auto":
         task = "embed" if has_modules else next(iter(can_do), "auto")
+        if task == "fill-mask":
+            logger.warning(
+                "%s is %s: taken for a model that fills masks; for embeddings give --task embed",
+                model,
+                shown,
+            )
     if task == "auto":
         raise ModelError(
             f"{model} is {shown}: its files do not say what to do; choose --task embed"

@@ -117,7 +117,7 @@ class OpenVinoEngine(Engine):
         allow_pickle: bool = False,
     ) -> None:
         super().__init__(task)
-        if task.head == "tokens":
+        if task.head in ("tokens", "masks"):
             raise UsageError(f"--engine openvino: not for --task {task.name}; use --engine local")
         require(device=device, dtype=dtype, attention=attention, compile=compile)
         self.dtype = resolve_dtype(dtype, "cpu")

@@ -339,7 +339,7 @@ def _warm_up(engine: Engine, encoder: Encoder) -> None:
     """Answer something before any batch is timed: the first one pays for kernels and caches."""
     if not engine.task.takes_text:  # it has answered made-up rows when it was loaded
         return
-    text: Any = pa.array(["warm"], pa.large_string())
+    text: Any = pa.array([f"{engine.task.spec.mask_token} warm"], pa.large_string())
     tokens = encoder.encode(text, text if engine.task.takes_pairs else None)
     lengths = np.diff(tokens.offsets).astype(np.int32)
     if lengths[0]:

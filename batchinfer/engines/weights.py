@@ -54,8 +54,10 @@ def load(
         )
     if isinstance(task, OnePass) and hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # nothing is generated: no keys and values to keep
-    if has_head and isinstance(task, OnePass):
+    if isinstance(task, OnePass) and task.head in ("row", "tokens"):
         _widen_head(model)
+    if isinstance(task, OnePass):
+        task.prepare(model)
     return model
 
 

@@ -18,6 +18,7 @@ TASKS = {
     "embed": "Embed",
     "generate": "Generate",
     "module": "Module",
+    "fill-mask": "FillMask",
     "score": "Score",
     "seq2seq": "Seq2Seq",
     "token-classify": "TokenClassify",

@@ -19,35 +19,37 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from batchinfer.config import RunConfig, flag_name, knob_of
-from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Windows
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Unit, Windows
+from batchinfer.detokenization import Detokenizer
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
 from batchinfer.readers.base import is_list
 from batchinfer.template import render_texts
-from batchinfer.tokenization import Detokenizer, Encoder, encode_texts
+from batchinfer.tokenization import Encoder, encode_texts
 from batchinfer.windows import mean, whole
 
 if TYPE_CHECKING:
     import torch
 
-#: What a head looks at: nothing (the states are the answer), one state of a row, or every token.
-Head = Literal["none", "row", "tokens"]
+#: What a head looks at: nothing (the states are the answer), one state of a row, every token, or the mask
+#: tokens alone.
+Head = Literal["none", "row", "tokens", "masks"]
 
 _KNOBS = tuple(name for name in RunConfig.model_fields if knob_of(name)["panel"] == TASK)
 
 
 @dataclass(frozen=True, slots=True)
 class AnswerField:
-    """One array of a task's answers: `shape` a request, and for integers the values [0, `high`).
+    """One array of a task's answers: `shape` a `unit`, and for integers the values [0, `high`).
 
-    `per_token`: `shape` is that of one token of a request. `counted_by`: that of one item, of which a
-    request has as many as another field of this name says, one request's behind the other's.
+    `counted_by`: `shape` is that of one item, of which a request has as many as another field of this name
+    says, one request's behind the other's.
     """
 
     dtype: type[np.generic]
     shape: tuple[int, ...] = ()
     high: int = 0
-    per_token: bool = False
+    unit: Unit = "request"
     counted_by: str = ""
 
 
@@ -62,16 +64,18 @@ class Task(ABC):
     knobs: ClassVar[frozenset[str]] = frozenset()
     #: Whether rows are texts, which a tokenizer encodes.
     takes_text: ClassVar[bool] = True
+    #: Whether `decode` makes text of token ids: then it needs a `detokenizer`.
+    writes_tokens: ClassVar[bool] = False
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
     ) -> None:
         self.spec = spec
         self.config = config = config or RunConfig()
-        #: What makes texts of the tokens that the model answers with; whoever makes the task sets it.
-        self.detokenizer: Detokenizer | None = None
         #: The input's columns, as far as they are known: of what is not, it holds texts.
         self.schema = schema or pa.schema([])
+        #: Set by whoever is going to call `decode`.
+        self.detokenizer: Detokenizer | None = None
         for name in _KNOBS:
             default = RunConfig.model_fields[name].default
             if name not in self.knobs and getattr(config, name) != default:
@@ -194,6 +198,9 @@ class OnePass(Task):
     auto_class: ClassVar[str]
     head: ClassVar[Head]
 
+    def prepare(self, model: Any) -> None:
+        """Change a model once it is loaded, before it is asked anything."""
+
     @abstractmethod
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         """Put a batch through the model, on its device; what answers are made of, as float32.
@@ -201,7 +208,8 @@ class OnePass(Task):
         `inputs`: `input_ids`, `attention_mask` (and `token_type_ids`), int64[b, t], padded on the right;
         or, packed, `input_ids` and `position_ids` (and `token_type_ids`), int64[1, t], with
         `cu_seq_lens_q` int32[b + 1] saying where rows begin and the last one ends. The first axis is
-        the rows, or, of a `head` that looks at tokens, all tokens, one row's behind the other's.
+        the rows, or, of a `head` that looks at tokens, all of those, one row's behind the other's. A head
+        that looks at mask tokens is told where they are: `mask_places` int64[m] count in the flat batch.
         """
 
     @abstractmethod

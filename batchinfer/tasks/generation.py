@@ -35,6 +35,7 @@ class Generation(Task):
     #: The transformers class that loads the model.
     auto_class: ClassVar[str]
     head: ClassVar[Head] = "tokens"
+    writes_tokens: ClassVar[bool] = True
     knobs: ClassVar[frozenset[str]] = frozenset(
         {"max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed", "generation_config"}
     )
@@ -114,10 +115,11 @@ class Generation(Task):
 
     def _texts(self, answered: AnsweredChunk) -> list[str]:
         """The text of each request's tokens, up to where a stop begins."""
-        assert self.detokenizer is not None, "whoever makes the task gives it one"
+        assert self.detokenizer is not None, "whoever decodes has prepared for it"
         ends = np.cumsum(answered.values["count"], dtype=np.int64)[:-1]
         tokens = np.split(answered.values["tokens"], ends) if len(answered.requests) else []
-        texts = self.detokenizer.decode(tokens)
+        ids = [run.tolist() for run in tokens]
+        texts = self.detokenizer.decode(ids, skips_special=True)
         return [self._before_stop(text) for text in texts] if self.stop else texts
 
     def _before_stop(self, text: str) -> str:

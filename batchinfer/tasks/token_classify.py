@@ -56,10 +56,10 @@ class TokenClassify(OnePass):
     def answers(self) -> Mapping[str, AnswerField]:
         labels = len(self.spec.labels)
         if self.config.aggregation == "average":
-            return {"scores": AnswerField(np.float32, (labels,), per_token=True)}
+            return {"scores": AnswerField(np.float32, (labels,), unit="token")}
         return {
-            "label": AnswerField(np.int32, high=labels, per_token=True),
-            "score": AnswerField(np.float32, per_token=True),
+            "label": AnswerField(np.int32, high=labels, unit="token"),
+            "score": AnswerField(np.float32, unit="token"),
         }
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:

@@ -83,14 +83,12 @@ def answers_of(
 
     `is_over` is asked before every batch; where it says so, raises TimeIsUp.
     """
-    values = {}
+    values, before = {}, {}
     for name, field in engine.task.answers.items():
-        filling = {"f": np.nan, "i": -1}.get(np.dtype(field.dtype).kind, 0)
-        num = int(sample.requests.cost[rows].sum()) if field.per_token else len(rows)
-        values[name] = np.full((num, *field.shape), filling, dtype=field.dtype)
-    tokens_before = (
-        np.cumsum(sample.requests.cost[rows], dtype=np.int64) - sample.requests.cost[rows]
-    )
+        filling = np.nan if np.issubdtype(field.dtype, np.floating) else -1
+        counts = sample.requests.counts(field.unit)[rows].astype(np.int64)
+        values[name] = np.full((int(counts.sum()), *field.shape), filling, dtype=field.dtype)
+        before[name] = np.cumsum(counts) - counts
 
     def feed() -> Iterator[Batch]:
         for batch in cut(sample, rows, budget):
@@ -101,11 +99,8 @@ def answers_of(
     for batch, answers in engine.stream(feed()):
         if answers.error is None:
             for name, found in answers.values.items():
-                if engine.task.answers[name].per_token:  # the rows of a batch follow one another
-                    start = int(tokens_before[batch.indices[0]])
-                    values[name][start : start + len(found)] = found
-                else:
-                    values[name][batch.indices] = found
+                start = int(before[name][batch.indices[0]])  # rows of a batch follow one another
+                values[name][start : start + len(found)] = found
     return values
 
 
@@ -136,6 +131,8 @@ def compare(spec: ModelSpec, reference: Values, found: Values) -> Agreement:
         return _compare_vectors(reference["embedding"], found["embedding"])
     if "logits" in reference:  # for and against a label
         reference, found = (_best(_softmax(values["logits"])) for values in (reference, found))
+    elif "token" in reference:
+        reference, found = _best_tokens(reference, found)
     elif "scores" in reference:  # of every label
         reference, found = _best(reference["scores"]), _best(found["scores"])
     elif "label" not in reference:  # a score alone
@@ -177,6 +174,19 @@ def _softmax(logits: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 def _best(scores: npt.NDArray[Any]) -> Values:
     return {"label": scores.argmax(axis=1), "score": scores.max(axis=1)}
+
+
+def _best_tokens(reference: Values, found: Values) -> tuple[Values, Values]:
+    """The reference's best token in both, with its score: the best two of a vocabulary are often near ties.
+
+    One that is not among the best that were found has at most the last one's score, and what they leave.
+    """
+    best, scores = reference["token"][:, :1], found["score"]
+    most = np.minimum(scores[:, -1], 1.0 - scores.sum(axis=1))
+    is_best = found["token"] == best
+    score = np.where(is_best.any(axis=1), (scores * is_best).sum(axis=1), most)
+    label = np.zeros(len(best), np.int32)
+    return {"label": label, "score": reference["score"][:, 0]}, {"label": label, "score": score}
 
 
 def _first(values: Values) -> Values:

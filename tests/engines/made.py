@@ -204,13 +204,28 @@ WRITERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     ),
     "marian": (unigram, "MarianMTModel", {**_BART, "decoder_start_token_id": 1}),
 }  # fmt: skip
+#: Masked language models that are padded.
+PADDED: dict[str, tuple[Any, str, dict[str, Any]]] = {
+    "mpnet": (roberta, "MPNet", _ROBERTA),
+    "deberta-v2": (
+        unigram,
+        "DebertaV2",
+        {
+            **_BERT, "max_position_embeddings": 128, "pad_token_id": 1, "type_vocab_size": 0,
+            "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
+            "position_biased_input": False, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+        },
+    ),
+}  # fmt: skip
 _SPECIAL = {
     "wordpiece": {
         "pad_token": "[PAD]", "unk_token": "[UNK]", "cls_token": "[CLS]", "sep_token": "[SEP]",
+        "mask_token": "[MASK]",
         "model_input_names": ["input_ids", "token_type_ids", "attention_mask"],
     },
     "roberta": {
         "pad_token": "<pad>", "unk_token": "<unk>", "cls_token": "<s>", "sep_token": "</s>",
+        "mask_token": "<mask>",
         "model_input_names": ["input_ids", "attention_mask"],
     },
     "byte_level": {
@@ -224,7 +239,7 @@ def make_model(
     folder: Path, architecture: str, head: str = "Model", *, seed: int = 0, **config: Any
 ) -> Path:
     """Save a model with its tokenizer; `head`: Model, ForSequenceClassification, ForMaskedLM, …"""
-    make_tokenizer, prefix, settings = {**ARCHITECTURES, **FURTHER}[architecture]
+    make_tokenizer, prefix, settings = {**ARCHITECTURES, **FURTHER, **PADDED}[architecture]
     tokenizer = make_tokenizer()
     settings = {**settings, "vocab_size": tokenizer.get_vocab_size(), **config}
     torch.manual_seed(seed)

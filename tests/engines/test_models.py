@@ -124,11 +124,26 @@ def test_the_limit_of_sentence_transformers_is_a_default(made_model: Made, tmp_p
 
 
 def test_a_bare_model_needs_a_task(made_model: Made) -> None:
-    for head in ("Model", "ForMaskedLM"):
-        with pytest.raises(ModelError, match="choose --task embed") as error:
-            describe(str(made_model("bert", head)))
-        one_line(error)
-        assert describe(str(made_model("bert", head)), task="embed")[0].pooling == "mean"
+    with pytest.raises(ModelError, match="choose --task embed") as error:
+        describe(str(made_model("bert")))
+    one_line(error)
+    assert describe(str(made_model("bert")), task="embed")[0].pooling == "mean"
+
+
+def test_a_masked_language_model_fills_masks_and_it_is_said(
+    made_model: Made, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Many embed with such models: who says nothing is told what was chosen."""
+    folder = made_model("bert", "ForMaskedLM")
+    spec, _ = describe(str(folder))
+    assert (spec.task, spec.mask_token, spec.labels) == ("fill-mask", "[MASK]", ())
+    assert "is a BertForMaskedLM: taken for a model that fills masks" in caplog.text
+    caplog.clear()
+    assert describe(str(folder), task="fill-mask")[0] == spec
+    assert describe(str(folder), task="embed")[0].pooling == "mean"
+    embedder = as_sentence_transformer(folder, tmp_path / "st")
+    assert describe(str(embedder))[0].task == "embed"
+    assert not caplog.text
 
 
 def test_a_model_without_a_head_cannot_classify(made_model: Made) -> None:
