@@ -110,7 +110,7 @@ def resume(
                 work.failed = folder.failed(work.shards)
             model_folder = None
             if work.left:
-                _require_consent(plan, consents)
+                require_consent(plan, consents, "resume")
                 check_schemas(plan)
                 work.plan = check_inputs(plan, work.shards)
                 try:
@@ -127,14 +127,14 @@ def resume(
                 return _answer_all(work, worker)
 
 
-def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
-    """See that what the plan would load is trusted by this call too."""
+def require_consent(plan: Plan, consents: Mapping[str, bool], command: str) -> None:
+    """See that what the plan would load is trusted by this call of `command` too. Raises UsageError."""
     for name, given in consents.items():
         if getattr(plan.config, name) and not given:
             loads = "Python code" if name == "trust_remote_code" else "pickled weights"
             raise UsageError(
                 f"{plan.config.output}: the job loads {loads} of {plan.config.model}; if you trust it, "
-                f"say so again: `batchinfer resume {plan.config.output} {flag_name(name)}`"
+                f"say so again: `batchinfer {command} {plan.config.output} {flag_name(name)}`"
             )
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from batchinfer.core import ModelSpec
 from batchinfer.engines.base import Engine
@@ -86,13 +86,19 @@ def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> E
     return models.make_encoder(folder, spec, trust_remote_code=config.trust_remote_code)
 
 
-def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
-    """Load the model onto the device. Raises ModelError, or UsageError for a device that is not there."""
+def create_engine(
+    config: RunConfig, task: Task, folder: Path | None, *, plain: bool = False
+) -> Engine:
+    """Load the model onto the device. Raises ModelError, or UsageError for a device that is not there.
+
+    `plain`: of the local engine, what other answers are judged by.
+    """
     if folder is None:
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
     kind: Callable[..., Engine]
+    more: dict[str, Any] = {}
     if config.engine == "openvino":
         from batchinfer.engines.openvino import OpenVinoEngine
 
@@ -101,6 +107,7 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         from batchinfer.engines.local import LocalEngine
 
         kind = LocalEngine
+        more = {"plain": plain}
     return kind(
         task,
         folder,
@@ -112,6 +119,7 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         compile=config.compile,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
+        **more,
     )
 
 

@@ -91,9 +91,10 @@ class LocalEngine(Engine):
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
     transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
     that a CPU answers at a time; None: one a thread, up to a limit, where the model allows it. `compile`:
-    by torch.compile, on CUDA. Raises UsageError for a device that is not there, and for packed attention,
-    compiling or (on a CPU) streams where they are impossible, and ModelError for weights that are missing,
-    broken, or not those of the task.
+    by torch.compile, on CUDA. `plain`: the model as transformers has it, with its own layers and attention,
+    one batch at a time: slow, and what other answers are judged by. Raises UsageError for a device that is
+    not there, and for packed attention, compiling or (on a CPU) streams where they are impossible, and
+    ModelError for weights that are missing, broken, or not those of the task.
     """
 
     def __init__(
@@ -109,6 +110,7 @@ class LocalEngine(Engine):
         compile: bool = False,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        plain: bool = False,
     ) -> None:
         super().__init__(task)
         self.device = torch.device(resolve_device(device))
@@ -137,13 +139,14 @@ class LocalEngine(Engine):
         self._parameters = frozenset(inspect.signature(self.model.forward).parameters)
         #: Whether rows go through the model without padding.
         self.is_packed = False
-        canary = self._canary()
+        canary = None if plain else self._canary()
         if self.device.type == "cpu":
             self._threads_before = torch.get_num_threads()  # the process's, and the user's
             self.threads = threads or cpu.usual_threads()
             torch.set_num_threads(self.threads)
-            self._speed_up(canary, load)
-        if attention in ("auto", "packed"):
+            if not plain:
+                self._speed_up(canary, load)
+        if attention in ("auto", "packed") and not plain:
             self._pack(canary, is_wish=attention == "packed")
         if self.threads is not None:
             self._share(self.threads, streams)

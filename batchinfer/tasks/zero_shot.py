@@ -31,6 +31,7 @@ class ZeroShot(Task):
     knobs: ClassVar[frozenset[str]] = frozenset(
         {"labels", "labels_column", "hypothesis", "multi_label"}
     )
+    parallel_lists: ClassVar[tuple[str, ...]] = ("labels", "scores")
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
