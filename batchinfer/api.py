@@ -97,7 +97,7 @@ def infer(
 
 #: Settings of RunConfig that mean something for texts in memory.
 SETTINGS = (
-    "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
+    "revision", "adapter", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
     "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim", "embedding_dtype",
     "aggregation", "text_column", "text_pair_column", "output_prefix", "device", "attention",
     "max_batch_tokens", "max_batch_rows",

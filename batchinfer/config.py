@@ -57,6 +57,12 @@ class RunConfig(BaseModel):
 
     model: str = knob("", "Hub id or local folder (safetensors)", MODEL, flag="-m")
     revision: str | None = knob(None, "Branch, tag or commit of a hub model", MODEL)
+    adapter: Text | None = knob(
+        None,
+        "PEFT adapter (LoRA) for the model: hub id or local folder (pip install 'batchinfer[peft]')",
+        MODEL,
+        min_length=1,
+    )
     trust_remote_code: bool = knob(False, "Run Python code that comes with the model", MODEL)
     allow_pickle: bool = knob(
         False, "Load pickled weights (pytorch_model.bin) where there are no safetensors", MODEL

@@ -123,8 +123,9 @@ class ModelSpec:
     """What a job must know of its model, read without loading weights; frozen in the plan.
 
     `identity` is the hub commit, or a digest of the files of a local folder: two equal ones give equal
-    answers. `max_length` counts special tokens. `activation` (softmax, sigmoid, none) and `labels` are
-    a classifier's; `dimension`, `pooling` (mean, cls, last), `normalize` and `prompt` an embedder's.
+    answers. With an adapter, its own follows a "+". `max_length` counts special tokens. `activation`
+    (softmax, sigmoid, none) and `labels` are a classifier's; `dimension`, `pooling` (mean, cls, last),
+    `normalize` and `prompt` an embedder's.
     """
 
     name: str

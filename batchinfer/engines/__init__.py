@@ -43,6 +43,7 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         task=config.task,
         max_length=config.max_length,
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
+        adapter=config.adapter,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -97,6 +98,11 @@ def create_engine(
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
+    from batchinfer.engines import files
+
+    adapter = None
+    if config.adapter is not None:
+        adapter = files.find_again(config.adapter, task.spec.identity)
     kind: Callable[..., Engine]
     more: dict[str, Any] = {}
     if config.engine == "openvino":
@@ -117,6 +123,7 @@ def create_engine(
         threads=config.threads,
         streams=config.streams,
         compile=config.compile,
+        adapter=adapter,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
         **more,

@@ -91,10 +91,11 @@ class LocalEngine(Engine):
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
     transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
     that a CPU answers at a time; None: one a thread, up to a limit, where the model allows it. `compile`:
-    by torch.compile, on CUDA. `plain`: the model as transformers has it, with its own layers and attention,
-    one batch at a time: slow, and what other answers are judged by. Raises UsageError for a device that is
-    not there, and for packed attention, compiling or (on a CPU) streams where they are impossible, and
-    ModelError for weights that are missing, broken, or not those of the task.
+    by torch.compile, on CUDA. `adapter`: a folder with one of PEFT for the model. `plain`: the model as
+    transformers has it, with its own layers and attention, one batch at a time: slow, and what other
+    answers are judged by. Raises UsageError for a device that is not there, and for packed attention,
+    compiling or (on a CPU) streams where they are impossible, and ModelError for weights that are missing,
+    broken, or not those of the task.
     """
 
     def __init__(
@@ -108,6 +109,7 @@ class LocalEngine(Engine):
         threads: int | None = None,
         streams: int | None = None,
         compile: bool = False,
+        adapter: Path | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
         plain: bool = False,
@@ -131,6 +133,7 @@ class LocalEngine(Engine):
             dtype=self.dtype,
             device=self.device,
             attention="" if attention in ("auto", "packed") else attention,
+            adapter=adapter,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )

@@ -18,7 +18,8 @@ from typing import Any
 
 from batchinfer.core import ModelSpec
 from batchinfer.engines import sentence
-from batchinfer.engines.files import find, read_json, require_weights
+from batchinfer.engines.adapters import Adapter
+from batchinfer.engines.files import ADAPTER_CONFIG, find, no_model, read_json, require_weights
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
 from batchinfer.readers.base import shown
 from batchinfer.tokenization import TextEncoder
@@ -67,20 +68,22 @@ def describe(
     task: str = "auto",
     max_length: int | None = None,
     pairs: bool = False,
+    adapter: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
 
-    Its code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
-    Raises ModelError where it cannot be had or cannot do the task, UsageError where `max_length`
-    is more than the model takes or leaves no room for text.
+    `adapter`: one of PEFT that is put on it. Its code runs only with `trust_remote_code`, and pickled
+    weights count only with `allow_pickle`. Raises ModelError where it cannot be had or cannot do the task,
+    UsageError where `max_length` is more than the model takes or leaves no room for text.
     """
     quiet()
     root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
+        on_top = None if adapter is None else Adapter.find(adapter)
         return _describe(
-            model, root, identity, task, max_length, pairs, trust_remote_code, allow_pickle
+            model, root, identity, on_top, task, max_length, pairs, trust_remote_code, allow_pickle
         )
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
@@ -93,6 +96,7 @@ def _describe(
     model: str,
     root: Path,
     identity: str,
+    adapter: Adapter | None,
     task: str,
     max_length: int | None,
     pairs: bool,
@@ -103,8 +107,16 @@ def _describe(
     modules = sentence.modules(root, model)
     folder = root / modules[0]["path"] if modules else root
     config = _config(folder, model, trust_remote_code)
+    if adapter is not None:
+        name, identity = f"{name} with {adapter.name}", f"{identity}+{adapter.identity}"
+        adapter.adapt(config, _TRAINED_FOR.get(task, ("", ""))[0], _heads_of(config.model_type))
+    elif (folder / ADAPTER_CONFIG).is_file():
+        logger.warning(
+            "%s: the adapter in its folder is not used; to use it, give --adapter %s", model, folder
+        )
     architecture = (config.architectures or [""])[0]
-    task = _task(task, config, architecture, bool(modules), model)
+    brings_head = adapter is not None and bool(adapter.labels)
+    task = _task(task, config, architecture, bool(modules) and not brings_head, model)
     require_weights(folder, model, task, allow_pickle)
     tokenizer = _tokenizer(folder, model, trust_remote_code)
     settings = sentence.settings(folder, model) if modules and task == "embed" else {}
@@ -185,7 +197,7 @@ def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{model}: not a model: the folder has no config.json")
+        raise no_model(folder, model)
     with _explained(f"{model}: config.json cannot be used", trust_remote_code):
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     stated = (config, read_json(folder / "config.json", model))
@@ -276,6 +288,17 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
         if config.is_encoder_decoder or not known:
             raise ModelError(f"{model} is {shown}: embeddings of it are not supported")
     return task
+
+
+def _heads_of(model_type: str) -> dict[str, str]:
+    """The classes of an architecture that have a head, by the end of their names."""
+    from transformers.models.auto import modeling_auto
+
+    found = {
+        suffix: getattr(modeling_auto, mapping).get(model_type)
+        for suffix, mapping in _TRAINED_FOR.values()
+    }
+    return {suffix: name for suffix, name in found.items() if isinstance(name, str)}
 
 
 def _loses_head(architecture: str) -> bool:
