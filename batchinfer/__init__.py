@@ -3,11 +3,12 @@
 files ──readers──▶ Chunk ──tokenize──▶ Requests ──plan──▶ Batch ──engine──▶ Answers ──writer──▶ shard
         └────────── ahead of the device ──────────────────┘ └─ device ─┘ └─ behind the device ─┘
 
-from batchinfer import RunConfig, infer, resume, run, verify
+from batchinfer import RunConfig, audit, infer, resume, run, verify
 
 report = run(RunConfig(inputs=["reviews.jsonl"], model="my-model", output="out"))
 report = resume("out")                    # after any failure
 assert not verify("out").findings         # every row once, and as it was written
+assert not audit("out").complaints        # and as transformers says, a row at a time in float32
 frame = infer(["good", "bad"], model="my-model")
 """
 
@@ -18,10 +19,12 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 __all__ = [
+    "Audit",
     "RunConfig",
     "RunReport",
     "Verification",
     "__version__",
+    "audit",
     "infer",
     "resume",
     "run",
@@ -30,15 +33,18 @@ __all__ = [
 
 if TYPE_CHECKING:
     from batchinfer.api import infer
+    from batchinfer.auditing import Audit, audit
     from batchinfer.config import RunConfig
     from batchinfer.reporting.report import RunReport
     from batchinfer.runner import resume, run
     from batchinfer.verification import Verification, verify
 
 _HOMES = {
+    "Audit": "batchinfer.auditing",
     "RunConfig": "batchinfer.config",
     "RunReport": "batchinfer.reporting.report",
     "Verification": "batchinfer.verification",
+    "audit": "batchinfer.auditing",
     "infer": "batchinfer.api",
     "resume": "batchinfer.runner",
     "run": "batchinfer.runner",

@@ -117,8 +117,8 @@ def infer(
 
 #: Settings of RunConfig that mean something for texts in memory.
 SETTINGS = (
-    "revision", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length", "long",
-    "stride", "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim",
+    "revision", "adapter", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
+    "long", "stride", "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim",
     "embedding_dtype", "aggregation", "features", "max_new_tokens", "temperature", "top_p", "stop",
     "seed", "generation_config", "chat", "system", "text_column", "text_pair_column", "template",
     "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows",

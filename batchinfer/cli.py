@@ -57,6 +57,7 @@ _RUN_FLAGS = [name for name in RunConfig.model_fields if name != "inputs"]
 #: A plan cannot give these: whoever wrote it may be another than who resumes it.
 _CONSENTS = ("trust_remote_code", "allow_pickle")
 _RESUME_FLAGS = [name for name in _RUN_FLAGS if knob_of(name)["free"] or name in _CONSENTS]
+_AUDIT_FLAGS = ["device", *_CONSENTS]
 #: `tune` has an option of its own for the profile.
 _TUNE_FLAGS = [name for name in _RUN_FLAGS if name != "profile"]
 #: What a run writes, and when it stops, is no matter of its speed: `tune` takes these, so that it can
@@ -210,6 +211,58 @@ def verify_command(
 
     found = verify(output, inputs=inputs)
     _print(_to_json(found.to_dict()) if json else found.to_text())
+    raise typer.Exit(found.exit_code)
+
+
+@app.command("audit")
+@options_of(_AUDIT_FLAGS)
+def audit_command(
+    output: Output,
+    *,
+    flags: Mapping[str, Any],
+    sample: Annotated[
+        int, typer.Option("--sample", min=1, metavar="N", help="Rows that are computed again")
+    ] = 200,
+    seed: Annotated[
+        int,
+        typer.Option("--seed", min=0, metavar="N", help="Draws the rows: the same ones each time"),
+    ] = 0,
+    max_flips: Annotated[
+        float | None,
+        typer.Option(
+            "--max-flips",
+            metavar="SHARE",
+            help="Share of rows whose label may differ [default: 0.005]",
+        ),
+    ] = None,
+    max_difference: Annotated[
+        float | None,
+        typer.Option(
+            "--max-difference", metavar="X", help="How far a score may be off [default: 0.02]"
+        ),
+    ] = None,
+    min_cosine: Annotated[
+        float | None,
+        typer.Option("--min-cosine", metavar="X", help="How near vectors must be [default: 0.999]"),
+    ] = None,
+    json: Json = False,
+    quiet: Quiet = False,
+    verbose: Verbose = False,
+    no_progress: NoProgress = False,
+) -> None:
+    """Compute some rows again, each alone in float32, and say how far off the answers are."""
+    given = RunConfig.load(flags, environ=os.environ)
+    limits = {"max_flips": max_flips, "max_difference": max_difference, "min_cosine": min_cosine}
+    more: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
+    more.update({name: getattr(given, name) for name in _AUDIT_FLAGS})
+    with _Conduct(quiet, verbose, no_progress) as (progress, stop):
+        from batchinfer.auditing import audit
+
+        found = audit(output, sample=sample, seed=seed, progress=progress, stop=stop, **more)
+    if json:
+        _print(_to_json(found.to_dict()))
+    elif not quiet or found.complaints:
+        _print(found.to_text())
     raise typer.Exit(found.exit_code)
 
 

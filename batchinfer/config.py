@@ -64,6 +64,12 @@ class RunConfig(BaseModel):
         flag="-m",
     )
     revision: str | None = knob(None, "Branch, tag or commit of a hub model", MODEL)
+    adapter: Text | None = knob(
+        None,
+        "PEFT adapter (LoRA) for the model: hub id or local folder (pip install 'batchinfer[peft]')",
+        MODEL,
+        min_length=1,
+    )
     trust_remote_code: bool = knob(
         False, "Run Python code that comes with the model; a .pt2 file is such code", MODEL
     )

@@ -143,13 +143,12 @@ class ModelSpec:
     """What a job must know of its model, read without loading weights; frozen in the plan.
 
     `identity` is the hub commit, or a digest of the files of a local folder: two equal ones give equal
-    answers. `max_length` counts special tokens. `activation` (softmax, sigmoid, none) and `labels` are
-    a classifier's; `dimension`, `pooling` (mean, cls, last), `normalize` and `prompt` an embedder's;
-    `generation` (the settings of transformers' GenerationConfig, as JSON) and `chat` (whether prompts go
-    through the chat template) a generator's.
-    `inputs` and `outputs` are a module's: the columns in the order in which it takes them (`is_stacked`:
-    side by side, as one tensor), and the columns that it gives.
-    `mask_token` ("[MASK]") and `vocab_size` are those of a model that fills gaps.
+    answers; with an adapter, its own follows a "+". `max_length` counts special tokens. `activation`
+    (softmax, sigmoid, none) and `labels` are a classifier's; `dimension`, `pooling` (mean, cls, last),
+    `normalize` and `prompt` an embedder's; `generation` (the settings of transformers' GenerationConfig, as
+    JSON) and `chat` (whether prompts go through the chat template) a generator's; `inputs` and `outputs` a
+    module's: the columns in the order in which it takes them (`is_stacked`: side by side, as one tensor),
+    and the columns that it gives; `mask_token` ("[MASK]") and `vocab_size` those of a model that fills gaps.
     """
 
     name: str

@@ -89,13 +89,7 @@ class SegmentAgain:
             self.num_rows += chunk.num_rows
             self.ended = chunk.ends_segment
             if chunk.id == shard.id:
-                there = (chunk.digest, chunk.start, chunk.next, chunk.ends_segment)
-                if there != (shard.digest, shard.start, shard.next, shard.ends_segment):
-                    raise _changed(
-                        self._segment.files[chunk.start.file],
-                        f"changed since rows of it were answered: {shard_name(shard.id)} was made from "
-                        f"other rows than stand there from row {chunk.start.row:,} on",
-                    )
+                require_same(chunk, shard, self._segment)
                 return chunk
         raise _changed(
             self._segment.files[-1],
@@ -105,6 +99,17 @@ class SegmentAgain:
     def close(self) -> None:
         """Read no further."""
         self._chunks.close()
+
+
+def require_same(chunk: Chunk, shard: Shard, segment: Segment) -> None:
+    """See that a chunk, read again, is what its shard was made from. Raises JobMismatchError."""
+    there = (chunk.digest, chunk.start, chunk.next, chunk.ends_segment)
+    if there != (shard.digest, shard.start, shard.next, shard.ends_segment):
+        raise _changed(
+            segment.files[chunk.start.file],
+            f"changed since rows of it were answered: {shard_name(shard.id)} was made from other rows "
+            f"than stand there from row {chunk.start.row:,} on",
+        )
 
 
 def _changed(file: InputFile, what: str, otherwise: str = "") -> JobMismatchError:

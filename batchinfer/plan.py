@@ -34,7 +34,9 @@ from batchinfer.readers.listing import COMPRESSIONS, FORMATS
 FORMAT = 1
 
 #: Said elsewhere in the identity: the inputs by file, the model by its files' digest or commit.
-_NOT_IDENTITY = {"inputs", "output", "model", "revision", "trust_remote_code", "allow_pickle"}
+_NOT_IDENTITY = {
+    "inputs", "output", "model", "revision", "adapter", "trust_remote_code", "allow_pickle",
+}  # fmt: skip
 _TASKS = set(typing.get_args(RunConfig.model_fields["task"].annotation)) - {"auto"}
 IDENTITY_KNOBS = tuple(
     name
@@ -234,6 +236,8 @@ def _model_difference(planned: ModelSpec, asked: ModelSpec) -> str:
     then, now = planned.identity, asked.identity
     if planned.task == "module":
         return f"the code or the weights of {asked.name} differ"
+    if then.partition("+")[0] == now.partition("+")[0]:
+        return f"the adapter differs ({planned.name} then, {asked.name} now)"
     if then.startswith("sha256:") or now.startswith("sha256:"):
         return f"the model's files differ ({planned.name} then, {asked.name} now)"
     return f"the model's revision was {then[:12]}, now {now[:12]}"

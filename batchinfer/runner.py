@@ -110,7 +110,7 @@ def resume(
                 work.failed = folder.failed(work.shards)
             model_folder = None
             if work.left:
-                _require_consent(plan, consents)
+                require_consent(plan, consents, "resume")
                 check_schemas(plan)
                 work.plan = check_inputs(plan, work.shards)
                 try:
@@ -129,8 +129,8 @@ def resume(
                 return _answer_all(work, worker)
 
 
-def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
-    """See that what the plan would load is trusted by this call too.
+def require_consent(plan: Plan, consents: Mapping[str, bool], command: str) -> None:
+    """See that what the plan would load is trusted by this call of `command` too. Raises UsageError.
 
     A module is code, of whatever file: `run` was given its name by whoever started it, but here it is the
     folder that names it.
@@ -143,7 +143,7 @@ def _require_consent(plan: Plan, consents: Mapping[str, bool]) -> None:
             loads = "Python code" if name == "trust_remote_code" else "pickled weights"
             raise UsageError(
                 f"{config.output}: the job loads {loads} of {config.model}; if you trust it, say so again: "
-                f"`batchinfer resume {config.output} {flag_name(name)}`"
+                f"`batchinfer {command} {config.output} {flag_name(name)}`"
             )
 
 

@@ -32,6 +32,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
+    ("auditing",),
     ("options", "cli"),
     ("__init__", "__main__"),
 )

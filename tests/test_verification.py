@@ -21,6 +21,7 @@ from batchinfer import inputs, resume, run, verify
 from batchinfer.errors import Interrupted, StorageError, UsageError
 from batchinfer.readers import listing
 from batchinfer.verification import chain
+from batchinfer.writers import run_folder
 from batchinfer.writers.run_folder import RunFolder
 from tests.conftest import Cli, shard_bytes
 from tests.test_run import config, rows, run_partly, write_jsonl
@@ -383,7 +384,7 @@ def test_what_a_run_has_begun_to_mend_is_no_finding(
 ) -> None:
     shard(output, 1).unlink()
     answers = iter([False, True])
-    monkeypatch.setattr(chain, "is_locked", lambda path: next(answers))
+    monkeypatch.setattr(run_folder, "is_locked", lambda path: next(answers))
     with pytest.raises(Interrupted):
         verify(output)
 

@@ -67,6 +67,7 @@ def describe_model(
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
         writing={name: getattr(config, name) for name in _WRITING},
         stride=config.stride,
+        adapter=config.adapter,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -148,8 +149,13 @@ def prepare_to_decode(task: Task, config: RunConfig, folder: Path | None) -> Non
         )
 
 
-def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
-    """Load the model onto the device. Raises ModelError, or UsageError for a device that is not there."""
+def create_engine(
+    config: RunConfig, task: Task, folder: Path | None, *, plain: bool = False
+) -> Engine:
+    """Load the model onto the device. Raises ModelError, or UsageError for a device that is not there.
+
+    `plain`: of the local engine, what other answers are judged by.
+    """
     if folder is None:
         from batchinfer.engines.fake import FakeEngine
 
@@ -158,6 +164,11 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         from batchinfer.engines.tabular import ModuleEngine
 
         return ModuleEngine(task, config)
+    from batchinfer.engines import files
+
+    adapter = None
+    if config.adapter is not None:
+        adapter = files.find_again(config.adapter, task.spec.identity)
     options: dict[str, Any] = {
         "dtype": config.dtype,
         "device": config.device,
@@ -165,6 +176,7 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         "threads": config.threads,
         "streams": config.streams,
         "compile": config.compile,
+        "adapter": adapter,
         "trust_remote_code": config.trust_remote_code,
         "allow_pickle": config.allow_pickle,
     }
@@ -179,7 +191,7 @@ def create_engine(config: RunConfig, task: Task, folder: Path | None) -> Engine:
         return OpenVinoEngine(task, folder, **options)
     from batchinfer.engines.local import LocalEngine
 
-    return LocalEngine(task, folder, **options)
+    return LocalEngine(task, folder, plain=plain, **options)
 
 
 def require_fit(config: RunConfig) -> None:

@@ -10,10 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ModelError, UsageError, one_line
+from batchinfer.readers.base import shown
 
 #: What a model consists of; the rest of a repository (readme, pickles, other formats) stays there.
 _FILES = ("*.safetensors", "*.json", "*.txt", "*.model", "*.jinja")
 _CODE = "*.py"
+_MODEL_MARKS = ("config.json", "modules.json")
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
+#: What an adapter consists of; the labels of its head may stand in a config.json.
+_ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json")
 _SAFE_WEIGHTS = "*.safetensors"
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
 _FOREIGN = ("onnx/*", "openvino/*", "coreml/*", "tf/*", "flax/*", "original/*", "checkpoint-*/*")
@@ -32,17 +37,12 @@ def find(
         raise ModelError("--model holds a zero byte: give a hub id or a folder")
     path = Path(model).expanduser()
     if path.is_dir():
-        if not (path / "config.json").is_file() and not (path / "modules.json").is_file():
-            raise ModelError(f"{model}: not a model: the folder has no config.json")
+        if not any((path / mark).is_file() for mark in _MODEL_MARKS):
+            raise no_model(path, model)
         if revision is not None:
             raise UsageError(f"--revision is of hub models; {model} is a local folder")
         return path.resolve(), _digest(path.resolve(), trust_remote_code, allow_pickle)
-    if path.exists():
-        raise ModelError(f"{model}: a model is a folder or a hub id, this is a file")
-    if "://" in model:
-        raise ModelError(f"{model}: an address; give a hub id (OWNER/NAME) or a folder")
-    if model.startswith((".", "~", os.sep)) or model.count("/") > 1:
-        raise ModelError(f"{model}: no such model folder")
+    _require_hub_id(model, path, "a model")
     patterns = _patterns(trust_remote_code)
     path, commit = _snapshot(model, revision, patterns)
     if allow_pickle and not any(path.rglob(_SAFE_WEIGHTS)):
@@ -50,17 +50,73 @@ def find(
     return path, commit
 
 
+def find_adapter(adapter: str) -> tuple[Path, str]:
+    """An adapter's local folder, and its identity: the commit, or a digest of its files.
+
+    `adapter`: a folder, or a hub id, perhaps with @REVISION. Raises ModelError as `find` does.
+    """
+    path = Path(adapter).expanduser()
+    if path.is_dir():
+        if not (path / ADAPTER_CONFIG).is_file():
+            raise ModelError(f"--adapter {adapter}: the folder has no {ADAPTER_CONFIG}")
+        files = sorted(path.resolve() / name for name in _ADAPTER_FILES)
+        return path.resolve(), _digest_of(path.resolve(), files)
+    name, _, revision = adapter.partition("@")
+    _require_hub_id(name, path, "an adapter")
+    return _snapshot(name, revision or None, list(_ADAPTER_FILES), marks=(ADAPTER_CONFIG,))
+
+
+def find_again(adapter: str, identity: str) -> Path:
+    """The folder of an adapter that was found before, as a part of a model of this identity.
+
+    Of a hub adapter nothing is fetched: it is the same commit. Raises ModelError where it is gone.
+    """
+    commit = identity.partition("+")[2]
+    if commit.startswith("sha256:"):
+        return find_adapter(adapter)[0]
+    name, patterns = adapter.partition("@")[0], list(_ADAPTER_FILES)
+    return _snapshot(name, commit, patterns, marks=(ADAPTER_CONFIG,), local_files_only=True)[0]
+
+
+def no_model(folder: Path, model: str) -> ModelError:
+    """The error for a folder that is no model; it may be an adapter for one."""
+    stated = read_json(folder / ADAPTER_CONFIG, model)
+    if not stated:
+        return ModelError(f"{model}: not a model: the folder has no config.json")
+    base = stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
+    base = shown(base) if isinstance(base, str) and base else "ITS-BASE"
+    return ModelError(
+        f"{model}: an adapter, not a model; name the model that it was trained on, and the adapter beside "
+        f"it: --model {base} --adapter {model}"
+    )
+
+
+def _require_hub_id(name: str, path: Path, what: str) -> None:
+    """Raise ModelError for what is neither a folder nor may be a hub id."""
+    if path.exists():
+        raise ModelError(f"{name}: {what} is a folder or a hub id, this is a file")
+    if "://" in name:
+        raise ModelError(f"{name}: an address; give a hub id (OWNER/NAME) or a folder")
+    if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
+        raise ModelError(f"{name}: no such {what.split()[1]} folder")
+
+
 def _patterns(trust_remote_code: bool) -> list[str]:
     return [*_FILES, _CODE] if trust_remote_code else list(_FILES)
 
 
 def require_weights(folder: Path, model: str, task: str, allow_pickle: bool) -> None:
-    """See that there are safetensors; pickled weights can run code, so they need consent."""
-    if any(folder.glob(_SAFE_WEIGHTS)):
+    """See that there are safetensors; pickled weights can run code, so they need consent.
+
+    Raises ModelError where there are none.
+    """
+    if any(file.name != ADAPTER_WEIGHTS for file in folder.glob(_SAFE_WEIGHTS)):
         return
     loadable = any(folder.glob(_PICKLED_WEIGHTS))
     if loadable and allow_pickle:
         return
+    if (folder / ADAPTER_CONFIG).is_file():
+        raise no_model(folder, model)
     pickled = sorted(
         file.name for pattern in ("*.bin", "*.pt", "*.pth") for file in folder.glob(pattern)
     )
@@ -85,13 +141,23 @@ def read_json(file: Path, model: str) -> Any:
         raise ModelError(f"{model}: {file.name} cannot be read: {one_line(error)}") from None
 
 
-def _snapshot(model: str, revision: str | None, patterns: list[str]) -> tuple[Path, str]:
+def _snapshot(
+    model: str,
+    revision: str | None,
+    patterns: list[str],
+    marks: tuple[str, ...] = _MODEL_MARKS,
+    **options: Any,
+) -> tuple[Path, str]:
     from huggingface_hub import errors, snapshot_download
 
     at = f" at revision {revision}" if revision else ""
     try:
         folder = snapshot_download(
-            model, revision=revision, allow_patterns=patterns, ignore_patterns=list(_FOREIGN)
+            model,
+            revision=revision,
+            allow_patterns=patterns,
+            ignore_patterns=list(_FOREIGN),
+            **options,
         )
     except errors.GatedRepoError:
         raise ModelError(
@@ -116,9 +182,12 @@ def _snapshot(model: str, revision: str | None, patterns: list[str]) -> tuple[Pa
     except (OSError, ValueError, errors.HfHubHTTPError) as error:
         raise ModelError(f"{model}{at}: cannot be fetched: {one_line(error)}") from None
     path = Path(folder)
-    if not (path / "config.json").exists() and not (path / "modules.json").exists():
+    if not any((path / mark).exists() for mark in marks):
+        if (path / ADAPTER_CONFIG).exists():
+            raise no_model(path, model)
+        kind = "an adapter" if ADAPTER_CONFIG in marks else "a model"
         raise ModelError(
-            f"{model}{at}: not a model, or only part of it is in the local cache: no config.json"
+            f"{model}{at}: not {kind}, or only part of it is in the local cache: no {marks[0]}"
         )
     return path, path.name
 
@@ -147,8 +216,12 @@ def _digest(folder: Path, trust_remote_code: bool, allow_pickle: bool) -> str:
     found = sorted(
         {file for place in places for pattern in patterns for file in place.glob(pattern)}
     )
+    return _digest_of(folder, found)
+
+
+def _digest_of(folder: Path, files: list[Path]) -> str:
     digest = hashlib.sha256()
-    for file in found:
+    for file in files:
         if file.is_dir() or not file.exists():  # a link to nothing is nothing
             continue
         if not file.is_file():  # whoever reads a FIFO waits for its writer

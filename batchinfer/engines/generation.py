@@ -68,6 +68,7 @@ class GenerationEngine(TorchEngine):
         threads: int | None = None,
         streams: int | None = None,
         compile: bool = False,
+        adapter: Path | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -87,6 +88,7 @@ class GenerationEngine(TorchEngine):
             dtype=self.dtype,
             device=self.device,
             attention="" if attention == "auto" else attention,
+            adapter=adapter,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )

@@ -55,7 +55,9 @@ class LocalEngine(PassEngine):
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
     transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
     that a CPU answers at a time; None: one a thread, up to a limit, where the model allows it. `compile`:
-    by torch.compile, on CUDA. Raises UsageError for a device that is not there, and for packed attention,
+    by torch.compile, on CUDA. `adapter`: a folder with one of PEFT for the model. `plain`: the model as
+    transformers has it, with its own layers and attention, one batch at a time: slow, and what other
+    answers are judged by. Raises UsageError for a device that is not there, and for packed attention,
     compiling or (on a CPU) streams where they are impossible, and ModelError for weights that are missing,
     broken, or not those of the task.
     """
@@ -71,8 +73,10 @@ class LocalEngine(PassEngine):
         threads: int | None = None,
         streams: int | None = None,
         compile: bool = False,
+        adapter: Path | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        plain: bool = False,
     ) -> None:
         super().__init__(task, device)
         self.task: OnePass = task
@@ -92,6 +96,7 @@ class LocalEngine(PassEngine):
             dtype=self.dtype,
             device=self.device,
             attention="" if attention in ("auto", "packed") else attention,
+            adapter=adapter,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -100,11 +105,12 @@ class LocalEngine(PassEngine):
         self._parameters = frozenset(inspect.signature(self.model.forward).parameters)
         #: Whether rows go through the model without padding.
         self.is_packed = False
-        canary = self._canary()
+        canary = None if plain else self._canary()
         if self.device.type == "cpu":
             self._take_threads(threads)
-            self._speed_up(canary, load)
-        if attention in ("auto", "packed"):
+            if not plain:
+                self._speed_up(canary, load)
+        if attention in ("auto", "packed") and not plain:
             self._pack(canary, is_wish=attention == "packed")
         if self.threads is not None:
             self._share(self.threads, streams)

@@ -19,8 +19,9 @@ from typing import Any
 from batchinfer.core import ModelSpec
 from batchinfer.detokenization import Detokenizer, TextDetokenizer
 from batchinfer.engines import sentence
+from batchinfer.engines.adapters import Adapter
 from batchinfer.engines.encoders import TransformersDetokenizer, TransformersEncoder
-from batchinfer.engines.files import find, read_json, require_weights
+from batchinfer.engines.files import ADAPTER_CONFIG, find, no_model, read_json, require_weights
 from batchinfer.errors import BatchInferError, ModelError, UsageError, one_line
 from batchinfer.readers.base import shown
 from batchinfer.tokenization import Encoder, TextEncoder
@@ -93,22 +94,25 @@ def describe(
     pairs: bool = False,
     writing: Mapping[str, Any] | None = None,
     stride: int | None = None,
+    adapter: str | None = None,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
 
-    `writing`: what RunConfig says of answers that are text, by its names; None of a name: left open. Its
-    code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`.
-    Raises ModelError where it cannot be had or cannot do the task, UsageError where `max_length`
-    is more than the model takes or leaves no room for text, or windows of it cannot share `stride` tokens.
+    `writing`: what RunConfig says of answers that are text, by its names; None of a name: left open.
+    `adapter`: one of PEFT that is put on it. Its code runs only with `trust_remote_code`, and pickled
+    weights count only with `allow_pickle`. Raises ModelError where it cannot be had or cannot do the task,
+    UsageError where `max_length` is more than the model takes or leaves no room for text, or windows of it
+    cannot share `stride` tokens.
     """
     quiet()
     root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
+        on_top = None if adapter is None else Adapter.find(adapter)
         return _describe(
-            model, root, identity, task, max_length, pairs, writing or {}, stride, trust_remote_code,
-            allow_pickle,
+            model, root, identity, on_top, task, max_length, pairs, writing or {}, stride,
+            trust_remote_code, allow_pickle,
         )  # fmt: skip
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
@@ -121,6 +125,7 @@ def _describe(
     model: str,
     root: Path,
     identity: str,
+    adapter: Adapter | None,
     task: str,
     max_length: int | None,
     pairs: bool,
@@ -133,8 +138,16 @@ def _describe(
     modules = sentence.modules(root, model)
     folder = root / modules[0]["path"] if modules else root
     config = _config(folder, model, trust_remote_code)
+    if adapter is not None:
+        name, identity = f"{name} with {adapter.name}", f"{identity}+{adapter.identity}"
+        adapter.adapt(config, _TRAINED_FOR.get(task, ("", ""))[0], _heads_of(config.model_type))
+    elif (folder / ADAPTER_CONFIG).is_file():
+        logger.warning(
+            "%s: the adapter in its folder is not used; to use it, give --adapter %s", model, folder
+        )
     architecture = (config.architectures or [""])[0]
-    task = _task(task, config, architecture, bool(modules), model)
+    brings_head = adapter is not None and bool(adapter.labels)
+    task = _task(task, config, architecture, bool(modules) and not brings_head, model)
     require_weights(folder, model, task, allow_pickle)
     tokenizer = _tokenizer(folder, model, trust_remote_code)
     if task in _PLACING:
@@ -297,7 +310,7 @@ def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoConfig
 
     if not (folder / "config.json").is_file():
-        raise ModelError(f"{model}: not a model: the folder has no config.json")
+        raise no_model(folder, model)
     with _explained(f"{model}: config.json cannot be used", trust_remote_code):
         config: Any = AutoConfig.from_pretrained(folder, trust_remote_code=trust_remote_code)
     stated = (config, read_json(folder / "config.json", model))
@@ -405,6 +418,17 @@ def _task(task: str, config: Any, architecture: str, has_modules: bool, model: s
         if config.is_encoder_decoder or not known:
             raise ModelError(f"{model} is {shown}: embeddings of it are not supported")
     return task
+
+
+def _heads_of(model_type: str) -> dict[str, str]:
+    """The classes of an architecture that have a head, by the end of their names."""
+    from transformers.models.auto import modeling_auto
+
+    found = {
+        suffix: getattr(modeling_auto, mapping).get(model_type)
+        for suffix, mapping, _ in _TRAINED_FOR.values()
+    }
+    return {suffix: name for suffix, name in found.items() if isinstance(name, str)}
 
 
 def _loses_head(architecture: str) -> bool:

@@ -113,6 +113,7 @@ class OpenVinoEngine(Engine):
         threads: int | None = None,
         streams: int | None = None,
         compile: bool = False,
+        adapter: Path | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
     ) -> None:
@@ -126,7 +127,7 @@ class OpenVinoEngine(Engine):
         facts = _facts(task, trust_remote_code)
         kept = exports.find(facts)
         if kept is None:
-            graph = _export(task, folder, trust_remote_code, allow_pickle)
+            graph = _export(task, folder, adapter, trust_remote_code, allow_pickle)
             kept = exports.keep(facts, graph.notes, graph.save)
         if kept is not None:  # from the file in the first run too: then all runs compile the same
             place, notes = kept
@@ -316,7 +317,9 @@ def _hushed() -> Iterator[None]:
 # -- the export: what needs torch and transformers --------------------------------------------------
 
 
-def _export(task: OnePass, folder: Path, trust_remote_code: bool, allow_pickle: bool) -> _Graph:
+def _export(
+    task: OnePass, folder: Path, adapter: Path | None, trust_remote_code: bool, allow_pickle: bool
+) -> _Graph:
     """Trace the model, and see that the graph answers as it does.
 
     Raises ModelError where the model cannot be traced, or the graph does not.
@@ -335,6 +338,7 @@ def _export(task: OnePass, folder: Path, trust_remote_code: bool, allow_pickle: 
             dtype="float32",
             device=torch.device("cpu"),
             attention=attention,
+            adapter=adapter,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )

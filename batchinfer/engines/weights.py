@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
+from batchinfer.engines import adapters
 from batchinfer.engines.models import quiet
-from batchinfer.errors import ModelError, one_line
+from batchinfer.errors import BatchInferError, ModelError, one_line
 from batchinfer.tasks.base import OnePass
 from batchinfer.tasks.generation import Generation
+
+#: With peft installed, transformers would put an adapter that lies beside a model on it, unasked; a
+#: folder that is not there holds none.
+_NO_ADAPTER = {"subfolder": "no-adapter"}
 
 
 def load(
@@ -20,38 +27,36 @@ def load(
     dtype: str,
     device: torch.device,
     attention: str,
+    adapter: Path | None = None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Any:
-    """The model on its device, for inference; `attention` "" is the model's own. Raises ModelError."""
-    import transformers
+    """The model on its device, for inference; `attention` "" is the model's own. Raises ModelError.
 
+    `adapter`: a folder with one of PEFT, which is merged into the weights.
+    """
     quiet()
-    options = {"attn_implementation": attention} if attention else {}
     name = task.spec.name
+    read = partial(
+        _read,
+        task,
+        folder,
+        attention=attention,
+        trust_remote_code=trust_remote_code,
+        allow_pickle=allow_pickle,
+    )
     try:
-        model, report = getattr(transformers, task.auto_class).from_pretrained(
-            folder,
-            use_safetensors=None if allow_pickle else True,
-            dtype=getattr(torch, dtype),
-            trust_remote_code=trust_remote_code,
-            output_loading_info=True,
-            **options,
-        )
-        model = model.to(device).eval()
+        if adapter is not None:
+            model = _merged(read, adapter, dtype, name).to(device)
+        else:
+            model = read(dtype).to(device)
+    except BatchInferError:
+        raise
     except torch.OutOfMemoryError:
         raise ModelError(f"{name}: does not fit into the memory of {device} in {dtype}") from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
         raise ModelError(f"{name}: the weights cannot be loaded: {one_line(error)}") from None
-    # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
-    has_head = task.head != "none"
-    missing = sorted(key for key in report["missing_keys"] if has_head or "pooler" not in key)
-    if missing:
-        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
-        raise ModelError(
-            f"{name}: the weights lack {missing[0]}{more}:"
-            f" they are not those of a model for --task {task.name}"
-        )
+    model.eval()
     if isinstance(task, OnePass) and hasattr(model.config, "use_cache"):
         model.config.use_cache = False  # nothing is generated: no keys and values to keep
     if isinstance(task, OnePass) and task.head in ("row", "tokens"):
@@ -59,6 +64,67 @@ def load(
     if isinstance(task, OnePass):
         task.prepare(model)
     return model
+
+
+def _read(
+    task: OnePass | Generation,
+    folder: Path,
+    dtype: str,
+    *,
+    attention: str,
+    trust_remote_code: bool,
+    allow_pickle: bool,
+    supplied: frozenset[str] = frozenset(),
+    **options: Any,
+) -> Any:
+    """The model as transformers loads it; `supplied`: weights that need not be in the folder, or fit.
+
+    Raises ModelError where others are missing, and whatever transformers raises.
+    """
+    import transformers
+
+    if attention:
+        options["attn_implementation"] = attention
+    if supplied and task.spec.labels:
+        options.update(num_labels=len(task.spec.labels), ignore_mismatched_sizes=True)
+    model, report = getattr(transformers, task.auto_class).from_pretrained(
+        folder,
+        use_safetensors=None if allow_pickle else True,
+        dtype=getattr(torch, dtype),
+        trust_remote_code=trust_remote_code,
+        output_loading_info=True,
+        adapter_kwargs=_NO_ADAPTER,
+        **options,
+    )
+    # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
+    has_head = task.head != "none"
+    absent = {key for key in report["missing_keys"] if has_head or "pooler" not in key}
+    absent |= {key for key, *_ in report["mismatched_keys"]}
+    if missing := sorted(absent - supplied):
+        more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
+        raise ModelError(
+            f"{task.spec.name}: the weights lack {missing[0]}{more}:"
+            f" they are not those of a model for --task {task.name}"
+        )
+    return model
+
+
+def _merged(read: Callable[..., Any], adapter: Path, dtype: str, name: str) -> Any:
+    """The model with an adapter in its weights, in `dtype`.
+
+    They are added in float32, and rounded once. The weights go into a model that was loaded in `dtype`:
+    a cast of the whole would round its buffers too, and those of rotary positions must not be.
+    """
+    supplied = adapters.supplied(adapter)
+    exact = adapters.merge(read("float32", supplied=supplied), adapter, name)
+    if dtype == "float32":
+        return exact
+    rounded = read(dtype, supplied=supplied)
+    weights = dict(exact.named_parameters())
+    with torch.no_grad():
+        for key, parameter in rounded.named_parameters():
+            parameter.copy_(weights[key])
+    return rounded
 
 
 def _widen_head(model: Any) -> None:

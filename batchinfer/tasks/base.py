@@ -66,6 +66,8 @@ class Task(ABC):
     takes_text: ClassVar[bool] = True
     #: Whether `decode` makes text of token ids: then it needs a `detokenizer`.
     writes_tokens: ClassVar[bool] = False
+    #: Columns of lists that belong together, item by item: labels and their scores.
+    parallel_lists: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -113,6 +115,11 @@ class Task(ABC):
         """Whether a column of the input holds lists."""
         index = self.schema.get_field_index(name)
         return index >= 0 and is_list(self.schema.field(index).type)
+
+    @property
+    def obstacle_to_audit(self) -> str:
+        """Why its answers cannot be computed again and compared, in a few words; "" where they can."""
+        return ""
 
     @property
     def takes_pairs(self) -> bool:

@@ -33,6 +33,7 @@ class ZeroShot(OnePass):
     knobs: ClassVar[frozenset[str]] = frozenset(
         {"labels", "labels_column", "hypothesis", "multi_label", "long", "stride"}
     )
+    parallel_lists: ClassVar[tuple[str, ...]] = ("labels", "scores")
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None

@@ -20,8 +20,8 @@ NUM_ROWS = 32
 MIN_COSINE = 0.999
 #: What bfloat16 does to softmax scores is below 0.01; a reader who rounds to percent sees twice that.
 MAX_MOVEMENT = 0.02
-#: Among few rows one may stand on the fence between two labels; a share of them may not.
-MAX_FLIPS = 0.01
+#: Among 200 rows one may stand on the fence between two labels; more of them may not.
+MAX_FLIPS = 0.005
 
 _CHUNK = ChunkId(0, 0)
 Values = Mapping[str, npt.NDArray[Any]]

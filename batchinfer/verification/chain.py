@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from batchinfer.core import ChunkId, Position, Segment, Shard, parse_shard_name, shard_name
-from batchinfer.errors import Interrupted, JobMismatchError, StorageError
+from batchinfer.errors import JobMismatchError, StorageError
 from batchinfer.plan import Plan
 from batchinfer.readers.base import shown
 from batchinfer.verification.comparison import Comparison
@@ -18,9 +18,8 @@ from batchinfer.verification.rows import as_stored, wrong_rows
 from batchinfer.writers.footer import FooterError, read_footer, read_pages
 from batchinfer.writers.run_folder import (
     SUCCESS,
-    describe_holder,
     describe_segment,
-    is_locked,
+    refuse_live,
     require_plan,
 )
 
@@ -32,22 +31,16 @@ def verify(output: str | os.PathLike[str], *, inputs: bool = True) -> Verificati
     folder is no run folder, JobMismatchError where another version of batchinfer planned it,
     Interrupted while a live run holds it, and StorageError where it cannot be read.
     """
-    _refuse_live(output)
+    refuse_live(output, "verify")
     try:
         found = _verify(Path(output), inputs)
     except OSError as error:
         raise StorageError(f"{error.filename or output}: {error.strerror or error}") from error
     if found.findings:
-        _refuse_live(output)  # what a run that has begun since is about to mend is no finding
+        refuse_live(
+            output, "verify"
+        )  # what a run that has begun since is about to mend is no finding
     return found
-
-
-def _refuse_live(output: str | os.PathLike[str]) -> None:
-    if is_locked(output):
-        raise Interrupted(
-            f"{output}: a run is at work here ({describe_holder(output)}); verify it when it is done, "
-            f"or watch it with `batchinfer status {output}`"
-        )
 
 
 def _verify(output: Path, inputs: bool) -> Verification:

@@ -425,6 +425,15 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
     return False
 
 
+def refuse_live(path: str | os.PathLike[str], command: str) -> None:
+    """Raise Interrupted where a live process holds the run folder that `command` is to read."""
+    if is_locked(path):
+        raise Interrupted(
+            f"{path}: a run is at work here ({describe_holder(path)}); {command} it when it is done, or "
+            f"watch it with `batchinfer status {path}`"
+        )
+
+
 def describe_holder(path: str | os.PathLike[str]) -> str:
     """Who holds a run folder, as it said itself."""
     try:

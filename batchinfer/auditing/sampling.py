@@ -1,0 +1,80 @@
+"""Which rows are computed again: a few from all over the job, drawn from a seed."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import pyarrow.compute
+
+from batchinfer.core import ERROR, ChunkId, Shard, parse_shard_name
+from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.plan import Plan
+from batchinfer.writers.footer import FooterError, read_columns, read_footer
+
+#: The stubs know fewer signatures than the functions take.
+pc: Any = pyarrow.compute
+
+
+def committed_shards(output: Path, plan: Plan) -> dict[ChunkId, Shard]:
+    """The shards of a run folder, by chunk.
+
+    Raises StorageError for a damaged one, JobMismatchError for one of another job.
+    """
+    shards = {}
+    data = output / "data"
+    for name in sorted(os.listdir(data) if data.is_dir() else ()):
+        if parse_shard_name(name) is None:
+            continue
+        path = data / name
+        try:
+            shard, plan_id = read_footer(path)
+        except FooterError as error:
+            advice = f"`batchinfer resume {output} --verify` makes it again"
+            raise StorageError(f"is damaged: {error.what}", file=str(path), advice=advice) from None
+        is_known = shard.id.segment < len(plan.segments)
+        if plan_id != plan.id or shard.id != parse_shard_name(name) or not is_known:
+            raise JobMismatchError(
+                "belongs to another job", file=str(path), advice="move it out of the run folder"
+            )
+        shards[shard.id] = shard
+    return shards
+
+
+def choose_rows(
+    shards: Mapping[ChunkId, Shard], num_rows: int, seed: int
+) -> dict[ChunkId, tuple[int, ...]]:
+    """`num_rows` rows that have an answer, by chunk and counted in it; all of them where there are fewer.
+
+    The job's answered rows are cut into as many parts of one size, and a row is drawn from each: so
+    they come from all shards alike, and the same seed gives the same ones. Raises StorageError where a
+    shard cannot be read.
+    """
+    order = sorted(shards)
+    counts = np.array([shards[i].num_rows - shards[i].num_errors for i in order], dtype=np.int64)
+    ends = np.cumsum(counts)
+    total = int(ends[-1]) if len(ends) else 0
+    num_rows = min(num_rows, total)
+    if not num_rows:
+        return {}
+    edges = np.arange(num_rows + 1, dtype=np.int64) * total // num_rows
+    drawn = edges[:-1] + np.random.default_rng(seed).integers(0, np.diff(edges))
+    place = np.searchsorted(ends, drawn, side="right")
+    chosen = {}
+    for index in np.unique(place).tolist():
+        shard = shards[order[index]]
+        within = drawn[place == index] - (ends[index] - counts[index])
+        chosen[order[index]] = tuple(_answered(shard)[within].tolist())
+    return chosen
+
+
+def _answered(shard: Shard) -> npt.NDArray[np.int64]:
+    """The rows of a shard that have an answer."""
+    if not shard.num_errors:
+        return np.arange(shard.num_rows, dtype=np.int64)
+    errors = read_columns(Path(shard.path), [ERROR]).column(ERROR)
+    return np.flatnonzero(pc.is_null(errors).to_numpy())
