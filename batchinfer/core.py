@@ -148,7 +148,7 @@ class ModelSpec:
     `normalize` and `prompt` an embedder's; `generation` (the settings of transformers' GenerationConfig, as
     JSON) and `chat` (whether prompts go through the chat template) a generator's; `inputs` and `outputs` a
     module's: the columns in the order in which it takes them (`is_stacked`: side by side, as one tensor),
-    and the columns that it gives; `mask_token` ("[MASK]") and `vocab_size` those of a model that fills gaps.
+    and the columns that it gives; `mask_token` ("[MASK]") and `vocab_size` those of one that fills gaps.
     """
 
     name: str

@@ -277,6 +277,15 @@ OTHERWISE: dict[str, Any] = {
     "template": "{{ title }}",
     "long": "stride",
     "stride": 3,
+    "max_new_tokens": 3,
+    "temperature": 0.5,
+    "top_p": 0.5,
+    "stop": ("x",),
+    "seed": 1,
+    "generation_config": "settings.json",
+    "chat": False,
+    "system": "be brief",
+    "features": ("title",),
 }
 #: Jobs in which a knob means something, where the usual one is none.
 _EMBED, _ZERO_SHOT = {"task": "embed"}, {"task": "zero-shot", "labels": ("a",)}
@@ -287,6 +296,20 @@ KINDS: dict[str, dict[str, Any]] = {
     "aggregation": {"task": "token-classify"},
     **dict.fromkeys(("labels", "labels_column", "hypothesis", "multi_label"), _ZERO_SHOT),
     "stride": {"long": "stride"},
+    **dict.fromkeys(
+        (
+            "max_new_tokens",
+            "temperature",
+            "top_p",
+            "stop",
+            "seed",
+            "generation_config",
+            "chat",
+            "system",
+        ),
+        {"task": "generate"},
+    ),
+    "features": {"task": "module", "features": ("id",)},
 }
 
 

@@ -53,7 +53,10 @@ def describe_model(
         from batchinfer.engines import fake
 
         inputs = as_tensors(config.features, columns, widths or {})
-        return fake.describe(config.task, config.max_length, config.max_new_tokens, inputs), None
+        spec = fake.describe(
+            config.task, config.max_length, config.max_new_tokens, config.chat, inputs
+        )
+        return spec, None
     require_fit(config)
     if config.task == "module":
         return modules.describe(config, columns, widths or {})

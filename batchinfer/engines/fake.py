@@ -39,6 +39,7 @@ def describe(
     task: str,
     max_length: int | None,
     max_new_tokens: int | None = None,
+    chat: bool | None = None,
     inputs: Sequence[TensorSpec] = (),
 ) -> ModelSpec:
     """The fake model's spec: two labels, eight dimensions, 512 tokens of four bytes each; answers of 8.
@@ -54,6 +55,7 @@ def describe(
         max_length=1 if is_module else max_length or 512,
         labels=("relevance",) if task == "score" else ("negative", "positive"),
         dimension=8,
+        chat=task == "generate" and chat is not False,
         generation=json.dumps({"max_new_tokens": max_new_tokens or 8}) if writes else "",
         inputs=tuple(inputs),
         outputs=(TensorSpec("prediction", "float32"),) if is_module else (),
