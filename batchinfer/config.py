@@ -199,7 +199,8 @@ class RunConfig(BaseModel):
     )
     output_prefix: Text = knob("", "Prefix of the columns that the task writes", OUTPUT)
     chunk_rows: AutoInt = knob(
-        None, "Rows of a chunk, hence of a shard [default: 16384, fewer where rows are large]", OUTPUT,
+        None, "Rows of a chunk, hence of a shard [default: 16384, of tables 65536, fewer where rows are "
+        "large]", OUTPUT,
         ge=1, le=1 << 24,
     )  # fmt: skip
     max_errors: CountOrPercentage = knob(
@@ -234,7 +235,7 @@ class RunConfig(BaseModel):
     )  # fmt: skip
     streams: AutoInt = knob(
         None, "Batches that a CPU answers at a time, each on its share of the threads [default: one a "
-        "thread, 8 at most]", SPEED, free=True, ge=1, le=256,
+        "thread, 8 at most; one where a module may keep something]", SPEED, free=True, ge=1, le=256,
     )  # fmt: skip
     profile: Text = knob(
         "auto",
@@ -252,7 +253,7 @@ class RunConfig(BaseModel):
         ge=1,
     )
     max_batch_rows: AutoInt = knob(
-        None, "Rows of a batch at most [default: 4096]", SPEED, free=True, ge=1
+        None, "Rows of a batch at most [default: 4096, of tables by device]", SPEED, free=True, ge=1
     )
     workers: AutoInt = knob(
         None, "Processes that read and tokenize ahead; 0: the main process [default: by input]", SPEED,

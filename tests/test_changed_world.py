@@ -289,6 +289,7 @@ OTHERWISE: dict[str, Any] = {
 }
 #: Jobs in which a knob means something, where the usual one is none.
 _EMBED, _ZERO_SHOT = {"task": "embed"}, {"task": "zero-shot", "labels": ("a",)}
+_GENERATE = {"task": "generate"}
 KINDS: dict[str, dict[str, Any]] = {
     # The fake engine has but one precision. And a job of four batches is begun whole where four fly.
     "dtype": {"engine": "local", "model": str(MODEL), "dtype": "float32", "streams": 1},
@@ -307,7 +308,7 @@ KINDS: dict[str, dict[str, Any]] = {
             "chat",
             "system",
         ),
-        {"task": "generate"},
+        _GENERATE,
     ),
     "features": {"task": "module", "features": ("id",)},
 }

@@ -6,6 +6,7 @@ in words that PyTorch looks up. So neither is touched before the user has said s
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import importlib
 import inspect
@@ -109,7 +110,7 @@ def _bounds(size: Any, constraints: Mapping[Any, Any]) -> tuple[int, int]:
 def load_factory(name: str, dtype: str, device: torch.device) -> tuple[Loaded, Path]:
     """The module that `package.module:factory` makes, on a device, and the file that says how.
 
-    A class, or a callable that takes nothing, is called; an instance is taken as it is. In "float32" it
+    A class, or a callable that takes nothing, is called; of an instance a copy is taken. In "float32" it
     keeps its own precision, in a lower one it is converted. Raises ModelError where it cannot be had.
     """
     place, _, attribute = name.partition(":")
@@ -120,8 +121,9 @@ def load_factory(name: str, dtype: str, device: torch.device) -> tuple[Loaded, P
             raise ModelError(f"{name}: {place} has no '{part}'{did_you_mean(part, vars(found))}")
         found = getattr(found, part)
     with _explained(f"{name}: cannot be made"):
-        made = found
-        if not isinstance(found, torch.nn.Module):
+        if isinstance(found, torch.nn.Module):
+            made = copy.deepcopy(found)  # it may be moved and converted, and be asked for again
+        else:
             made = found() if callable(found) else None
     if not isinstance(made, torch.nn.Module):
         kind = type(found).__name__ if made is None else type(made).__name__

@@ -293,6 +293,37 @@ def test_an_exported_program_gets_the_types_that_it_was_exported_with(
     assert len(set(found)) > ROWS / 2, "float32 would make few numbers of these"
 
 
+class Apart(torch.nn.Module):
+    def forward(self, income: torch.Tensor, *, age: torch.Tensor) -> torch.Tensor:
+        return 10 * income[:, 0] + age
+
+
+class Packed(torch.nn.Module):
+    def forward(self, columns: dict[str, torch.Tensor]) -> torch.Tensor:
+        return columns["age"] + columns["income"]
+
+
+def test_an_exported_program_may_take_a_column_as_a_matrix_and_one_by_its_name(
+    source: Path, tmp_path: Path
+) -> None:
+    rows = torch.export.Dim("rows")
+    example, named = (torch.zeros(8, 1),), {"age": torch.zeros(8, dtype=torch.int64)}
+    shapes = {"income": {0: rows}, "age": {0: rows}}
+    program = torch.export.export(Apart(), example, named, dynamic_shapes=shapes)
+    torch.export.save(program, tmp_path / "apart.pt2")
+    found = values(answer(source, tmp_path / "apart.pt2", features=("age", "income"))["prediction"])
+    table = loans()
+    expected = 10 * table["income"].to_numpy() + table["age"].to_numpy()
+    np.testing.assert_allclose(found, expected, **CLOSE)
+
+
+def test_tensors_in_a_dict_are_no_columns(source: Path, tmp_path: Path) -> None:
+    example = ({"age": torch.zeros(8), "income": torch.zeros(8)},)
+    torch.export.save(torch.export.export(Packed(), example), tmp_path / "packed.pt2")
+    with pytest.raises(ModelError, match=r"packed\.pt2 takes tensors in a list, tuple or dict"):
+        run(job(source, tmp_path / "packed.pt2"))
+
+
 def test_a_double_module_stays_one(source: Path) -> None:
     table = answer(source, "Double")
     assert table.schema.field("prediction").type == pa.float64()
@@ -302,8 +333,9 @@ def test_a_double_module_stays_one(source: Path) -> None:
     np.testing.assert_allclose(values(table["prediction"]), expected, rtol=1e-12)
 
 
-def test_a_lower_precision_is_asked_for(source: Path) -> None:
-    found = values(answer(source, "make_risk", dtype="bfloat16")["prediction"])
+@pytest.mark.parametrize("model", ["make_risk", "READY"])
+def test_a_lower_precision_is_asked_for(model: str, source: Path) -> None:
+    found = values(answer(source, model, dtype="bfloat16")["prediction"])
     expected = bare(Risk(), stacked(loans()))[:, 0].numpy()
     np.testing.assert_allclose(found, expected, atol=0.1)
     assert np.abs(found - expected).max() > 1e-4, "it was computed in bfloat16"
@@ -372,6 +404,26 @@ def test_lists_of_another_length_or_with_a_null_are_errors(kind: Any, source: Pa
         11: "a number in the list of column 'emb' is null",
         12: "column 'emb' holds a list of 0 numbers, not of 4",
     }
+
+
+def test_lists_of_a_fixed_size_may_be_null_and_hold_nulls(source: Path) -> None:
+    lists: list[Any] = [[1.0, 2.0, 3.0, 4.0], None, [1.0, None, 3.0, 4.0], [4.0, 3.0, 2.0, 1.0]]
+    kind: Any = pa.list_(pa.float32(), 4)
+    pq.write_table(pa.table({"emb": pa.array(lists, kind)}), source)
+    table = answer(source, "make_risk", features=("emb",))
+    assert errors_of(table).keys() == {1, 2}
+    expected = bare(Risk(), torch.tensor([lists[0], lists[3]]))[:, 0]
+    found = table["prediction"].to_pylist()
+    np.testing.assert_allclose([found[0], found[3]], expected, **CLOSE)
+
+
+def test_large_and_odd_numbers_are_what_they_are_or_errors(source: Path) -> None:
+    decimals = pa.array([1, 2, 3], pa.decimal128(12, 2))
+    region = pa.array([3, 2**63 + 5, 1], pa.uint64())
+    pq.write_table(pa.table({"income": decimals, "region": region}), source)
+    table = answer(source, "Several", features=("income", "region"))
+    assert errors_of(table) == {1: f"column 'region' holds {2**63 + 5}, and the model takes int64"}
+    assert table["prediction"].to_pylist() == [3001.0, None, 1003.0]
 
 
 def test_nan_is_the_modules_affair_and_an_answer_of_nan_is_none(source: Path) -> None:
