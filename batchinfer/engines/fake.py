@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 
 from batchinfer.core import Answers, Batch, BatchBudget, Int32Array, Int64Array, ModelSpec, Unit
 from batchinfer.engines.base import Engine
+from batchinfer.readers.base import is_list
 from batchinfer.tokenization import Role, Tokens, mask_problem
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
@@ -54,6 +55,8 @@ class FakeEncoder:
         if pairs is not None:
             separator = pa.scalar("\x1f", pa.large_string())
             texts = pc.binary_join_element_wise(texts, pairs, separator)  # type: ignore[call-overload]
+        if is_list(texts.type):  # words
+            texts = pc.binary_join(texts, pa.scalar(" ", pa.large_string()))  # type: ignore[assignment]
         starts: Any
         characters: Any
         _, starts, characters = texts.buffers()

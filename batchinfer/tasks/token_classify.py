@@ -10,9 +10,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.core import AnsweredChunk
-from batchinfer.tasks.base import AnswerField, Head, Task, every_token, lists, valid_rows
-from batchinfer.tokenization import Role
+from batchinfer.config import RunConfig
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
+from batchinfer.errors import UsageError
+from batchinfer.tasks.base import (
+    AnswerField,
+    Head,
+    Task,
+    every_token,
+    flattened,
+    lists,
+    valid_rows,
+)
+from batchinfer.tokenization import Encoder, Role, encode_requests, rows_without
 
 if TYPE_CHECKING:
     import torch
@@ -38,12 +48,30 @@ class TokenClassify(Task):
     `--aggregation`: none is an entity a token; simple joins neighbours of one label (B-X begins a new
     one, I-X goes on); first, max and average let each word have one label before that, by its first
     token, its surest token, or the mean of its tokens' scores.
+
+    Where the text column holds lists, they are texts that are split into words already: the tokenizer
+    parts them further, and joins nothing across them. Places count in the words joined by one space, and
+    `text` is taken from there.
     """
 
     name: ClassVar[str] = "token-classify"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     head: ClassVar[Head] = "tokens"
     knobs: ClassVar[frozenset[str]] = frozenset({"aggregation"})
+
+    def __init__(
+        self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
+    ) -> None:
+        super().__init__(spec, config, schema)
+        if self.text_pair_column is not None:
+            raise UsageError(
+                "--text-pair-column: means nothing to --task token-classify; leave it out"
+            )
+        self.takes_words = self.holds_list(self.text_column)
+
+    @property
+    def list_columns(self) -> frozenset[str]:
+        return frozenset({self.text_column})
 
     @property
     def columns(self) -> list[pa.Field[Any]]:
@@ -58,6 +86,16 @@ class TokenClassify(Task):
             "label": AnswerField(np.int32, high=labels, unit="token"),
             "score": AnswerField(np.float32, unit="token"),
         }
+
+    def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
+        if not self.takes_words:
+            return super().encode(chunk, encoder)
+        column = chunk.table.column(self.text_column)
+        rows = rows_without(chunk.errors, chunk.num_rows)
+        _, _, errors = flattened(column, rows, self.text_column)
+        rows = rows[~np.isin(rows, list(errors))]
+        words: Any = column.take(rows).combine_chunks().cast(pa.list_(pa.large_string()))
+        return encode_requests(encoder, rows, words, None).with_errors(errors)
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return every_token(model(**inputs).logits, inputs).float()
@@ -89,16 +127,21 @@ class TokenClassify(Task):
         """
         goes_on: npt.NDArray[np.bool_] = pieces.role == Role.GOES_ON
         unknown = np.flatnonzero(pieces.role == Role.UNKNOWN)
-        texts = answered.chunk.table.column(self.text_column)
         row, spaces = -1, np.zeros(0, np.bool_)
         for index in unknown:
             if pieces.row[index] != row:
                 row = int(pieces.row[index])
-                letters = np.frombuffer(texts[row].as_py().encode("utf-32-le"), np.uint32)
+                text = self._text(answered, row)
+                letters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
                 spaces = np.append(letters == _SPACE, False)
             start = pieces.start[index]
             goes_on[index] = start > 0 and not (spaces[start - 1] or spaces[start])
         return goes_on
+
+    def _text(self, answered: AnsweredChunk, row: int) -> str:
+        """What the places of entities count in."""
+        found = answered.chunk.table.column(self.text_column)[row].as_py()
+        return " ".join(found) if self.takes_words else str(found)
 
     def _entities(self, pieces: _Pieces) -> tuple[tuple[str, ...], _Pieces]:
         """Neighbours of one label as one piece each; the labels' names are then those of entities."""
@@ -120,11 +163,10 @@ class TokenClassify(Task):
         names: tuple[str, ...],
         found: _Pieces,
     ) -> pa.Array[Any]:
-        texts = answered.chunk.table.column(self.text_column)
         row, text, parts = -1, "", []
         for index, start, end in zip(found.row, found.start, found.end, strict=True):
             if index != row:
-                row, text = index, texts[int(index)].as_py()
+                row, text = index, self._text(answered, int(index))
             parts.append(text[start:end])
         codes = pa.DictionaryArray.from_arrays(pa.array(found.label), pa.array(names, pa.string()))
         arrays = [
