@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 import re
 import string
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import IntEnum
 from functools import cached_property
-from itertools import chain
+from itertools import accumulate, chain, pairwise
 from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 
 from batchinfer.core import Int32Array, Int64Array, Requests, Windows
 from batchinfer.errors import UsageError, one_line
+from batchinfer.readers.base import is_list
 from batchinfer.windows import cut
 
 if TYPE_CHECKING:
@@ -82,7 +83,10 @@ class Encoder(Protocol):
     """Encodes texts. Encoders are sent to loader processes: they pickle small, and load there."""
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
-        """Encode large_string arrays without nulls; `pairs` is as long as `texts`."""
+        """Encode large_string arrays without nulls; `pairs` is as long as `texts`.
+
+        `texts` may be lists of large_strings: texts that are split into words already.
+        """
         ...
 
 
@@ -108,7 +112,7 @@ class TextEncoder:
     cut, where the two are too long; a single text is the first. `stride`: tokens that neighbours share;
     None: a quarter of those that slide.
     `notes_places`: also note `start` and `end` int32, the characters that a token stands for, and its
-    `role` int8 (a Role).
+    `role` int8 (a Role); of words, the characters of the words joined by spaces.
     `mask_token`: a text that does not hold it, or loses it when it is cut, is an error; where it stands,
     the field `is_mask` is 1.
 
@@ -151,7 +155,7 @@ class TextEncoder:
         return TextEncoder, tuple(getattr(self, one.name) for one in fields(self))
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
-        """Encode large_string arrays without nulls; `pairs` is as long as `texts`.
+        """Encode large_string arrays without nulls, or (without `pairs`) lists of them: words.
 
         Raises UsageError where `max_length` leaves no room beside the special tokens.
         """
@@ -162,18 +166,19 @@ class TextEncoder:
                 f" {specials} tokens are special; give {specials + 1} or more"
             )
         errors: dict[int, str] = {}
-        inputs: list[Any] = as_strings(texts, errors)
+        are_words = is_list(texts.type)
+        inputs: list[Any] = (_words if are_words else as_strings)(texts, errors)
         if pairs is not None:
             inputs = list(zip(inputs, as_strings(pairs, errors), strict=True))
             encodings = self._encode_whole(inputs, errors)
         elif (
-            not (self.windowed or self.mask_token)
+            not (self.windowed or are_words or self.mask_token)
             and _longest(texts) > self._prefix_length
             and self._cuts_long_texts
         ):
             encodings = self._encode_prefixes(inputs, errors)
         else:
-            encodings = self._encode_whole(inputs, errors)
+            encodings = self._encode_whole(inputs, errors, are_words=are_words)
         if self.mask_token:
             self._require_masks(encodings, errors)
 
@@ -193,13 +198,19 @@ class TextEncoder:
             found["token_type_ids"] = np.fromiter(ids, np.int32, total)
         if self.mask_token:
             found["is_mask"] = (found["input_ids"] == self._mask_id).astype(np.int32)
+        notes = self._places(good, found["input_ids"]) if self.notes_places else {}
+        if notes and are_words:
+            shift = _shifts(
+                (e, row) for e, row in zip(encodings, inputs, strict=True) if e is not None
+            )
+            notes |= {name: notes[name] + shift for name in ("start", "end")}
         truncated = (e is not None and bool(e.overflowing) for e in encodings)
         tokens = Tokens(
             offsets=offsets,
             fields=found,
             truncated=np.fromiter(truncated, np.bool_, len(encodings)),
             errors=errors,
-            notes=self._places(good, found["input_ids"]) if self.notes_places else {},
+            notes=notes,
         )
         long = np.flatnonzero(lengths > self.max_length)
         if not (self.windowed and len(long)):
@@ -259,7 +270,7 @@ class TextEncoder:
         return id
 
     @property
-    def _encode_batch(self) -> Callable[[Sequence[Any]], Sequence[Encoding]]:
+    def _encode_batch(self) -> Callable[..., Sequence[Encoding]]:
         """The quick one does not know where tokens stand."""
         tokenizer = self._tokenizer
         return tokenizer.encode_batch if self.notes_places else tokenizer.encode_batch_fast
@@ -334,10 +345,12 @@ class TextEncoder:
         cut = sum(len(part) - self._num_specials[False] for part in encoding.overflowing)
         return len(encoding) + cut >= self.max_length + CUT_MARGIN
 
-    def _encode_whole(self, inputs: Sequence[Any], errors: dict[int, str]) -> list[Encoding | None]:
+    def _encode_whole(
+        self, inputs: Sequence[Any], errors: dict[int, str], *, are_words: bool = False
+    ) -> list[Encoding | None]:
         """Encode all at once; where that raises, one by one, so that only the culprits fail."""
         try:
-            return list(self._encode_batch(inputs))
+            return list(self._encode_batch(inputs, is_pretokenized=are_words))
         except BaseException as error:
             if not _is_tokenizer_failure(error):
                 raise
@@ -346,7 +359,7 @@ class TextEncoder:
             encoding = None
             if i not in errors:
                 try:
-                    encoding = self._encode_batch([text])[0]
+                    encoding = self._encode_batch([text], is_pretokenized=are_words)[0]
                 except BaseException as error:
                     if not _is_tokenizer_failure(error):
                         raise
@@ -522,6 +535,26 @@ def _span_of(sequence: int, encoding: Encoding | None) -> tuple[int, int]:
     if sequence not in ids:
         return 0, 0
     return ids.index(sequence), len(ids) - ids[::-1].index(sequence)
+
+
+def _words(lists: Any, errors: dict[int, str]) -> list[list[str]]:
+    """The lists of words as Python lists; "" for a word that is no UTF-8, with the error of its list."""
+    wrong: dict[int, str] = {}
+    words = as_strings(lists.flatten(), wrong)
+    counts: Any = pc.list_value_length(lists)
+    ends = np.cumsum(counts.to_numpy(zero_copy_only=False), dtype=np.int64)
+    for index in sorted(wrong):
+        errors.setdefault(int(np.searchsorted(ends, index, side="right")), wrong[index])
+    return [words[start:end] for start, end in pairwise([0, *ends.tolist()])]
+
+
+def _shifts(encoded: Iterable[tuple[Encoding, Sequence[str]]]) -> Int32Array:
+    """Of each token, where its word begins in the words joined by spaces."""
+    shifts: list[int] = []
+    for encoding, words in encoded:
+        begins = list(accumulate((len(word) + 1 for word in words), initial=0))
+        shifts += [0 if word is None else begins[word] for word in encoding.word_ids]
+    return np.array(shifts, dtype=np.int32)
 
 
 def _is_tokenizer_failure(error: BaseException) -> bool:

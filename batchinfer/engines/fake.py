@@ -29,6 +29,7 @@ from batchinfer.core import (
     Unit,
 )
 from batchinfer.engines.base import Engine
+from batchinfer.readers.base import is_list
 from batchinfer.tokenization import Role, Tokens, mask_problem
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers
@@ -82,6 +83,8 @@ class FakeEncoder:
         if pairs is not None:
             separator = pa.scalar("\x1f", pa.large_string())
             texts = pc.binary_join_element_wise(texts, pairs, separator)  # type: ignore[call-overload]
+        if is_list(texts.type):  # words
+            texts = pc.binary_join(texts, pa.scalar(" ", pa.large_string()))  # type: ignore[assignment]
         starts: Any
         characters: Any
         _, starts, characters = texts.buffers()

@@ -122,7 +122,9 @@ def load_factory(name: str, dtype: str, device: torch.device) -> tuple[Loaded, P
         found = getattr(found, part)
     with _explained(f"{name}: cannot be made"):
         if isinstance(found, torch.nn.Module):
-            made: Any = copy.deepcopy(found)  # it may be moved and converted, and be asked for again
+            made: Any = copy.deepcopy(
+                found
+            )  # it may be moved and converted, and be asked for again
         else:
             made = found() if callable(found) else None
     if not isinstance(made, torch.nn.Module):

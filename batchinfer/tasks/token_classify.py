@@ -11,9 +11,19 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.core import AnsweredChunk, Requests, Windows
-from batchinfer.tasks.base import AnswerField, Head, OnePass, every_token, lists, valid_rows
-from batchinfer.tokenization import Role
+from batchinfer.config import RunConfig
+from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Windows
+from batchinfer.errors import UsageError
+from batchinfer.tasks.base import (
+    AnswerField,
+    Head,
+    OnePass,
+    every_token,
+    flattened,
+    lists,
+    valid_rows,
+)
+from batchinfer.tokenization import Encoder, Role, encode_requests, rows_without
 from batchinfer.windows import whole
 
 if TYPE_CHECKING:
@@ -41,12 +51,30 @@ class TokenClassify(OnePass):
     one, I-X goes on); first, max and average let each word have one label before that, by its first
     token, its surest token, or the mean of its tokens' scores. Of a text in windows, each token is answered
     by the window in which it stands farther from the edge; entities are then those of the whole text.
+
+    Where the text column holds lists, they are texts that are split into words already: the tokenizer
+    parts them further, and joins nothing across them. Places count in the words joined by one space, and
+    `text` is taken from there.
     """
 
     name: ClassVar[str] = "token-classify"
     auto_class: ClassVar[str] = "AutoModelForTokenClassification"
     head: ClassVar[Head] = "tokens"
     knobs: ClassVar[frozenset[str]] = frozenset({"aggregation", "long", "stride"})
+
+    def __init__(
+        self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
+    ) -> None:
+        super().__init__(spec, config, schema)
+        if self.text_pair_column is not None:
+            raise UsageError(
+                "--text-pair-column: means nothing to --task token-classify; leave it out"
+            )
+        self.takes_words = self.config.template is None and self.holds_list(self.text_column)
+
+    @property
+    def list_columns(self) -> frozenset[str]:
+        return frozenset({self.text_column})
 
     @property
     def columns(self) -> list[pa.Field[Any]]:
@@ -61,6 +89,16 @@ class TokenClassify(OnePass):
             "label": AnswerField(np.int32, high=labels, unit="token"),
             "score": AnswerField(np.float32, unit="token"),
         }
+
+    def encode(self, chunk: Chunk, encoder: Encoder) -> Requests:
+        if not self.takes_words:
+            return super().encode(chunk, encoder)
+        column = chunk.table.column(self.text_column)
+        rows = rows_without(chunk.errors, chunk.num_rows)
+        _, _, errors = flattened(column, rows, self.text_column)
+        rows = rows[~np.isin(rows, list(errors))]
+        words: Any = column.take(rows).combine_chunks().cast(pa.list_(pa.large_string()))
+        return encode_requests(encoder, rows, words, None).with_errors(errors)
 
     def outputs(self, model: Any, inputs: Mapping[str, torch.Tensor]) -> torch.Tensor:
         return every_token(model(**inputs).logits, inputs).float()
@@ -106,11 +144,17 @@ class TokenClassify(OnePass):
         for index in unknown:
             if pieces.row[index] != row:
                 row = int(pieces.row[index])
-                letters = np.frombuffer(texts[row].as_py().encode("utf-32-le"), np.uint32)
+                text = self._text(texts, row)
+                letters = np.frombuffer(text.encode("utf-32-le"), np.uint32)
                 spaces = np.append(letters == _SPACE, False)
             start = pieces.start[index]
             goes_on[index] = start > 0 and not (spaces[start - 1] or spaces[start])
         return goes_on
+
+    def _text(self, texts: pa.ChunkedArray[Any], row: int) -> str:
+        """What the places of entities count in."""
+        found = texts[row].as_py()
+        return " ".join(found) if self.takes_words else str(found)
 
     def _entities(self, pieces: _Pieces) -> tuple[tuple[str, ...], _Pieces]:
         """Neighbours of one label as one piece each; the labels' names are then those of entities."""
@@ -135,7 +179,7 @@ class TokenClassify(OnePass):
         row, text, parts = -1, "", []
         for index, start, end in zip(found.row, found.start, found.end, strict=True):
             if index != row:
-                row, text = index, texts[int(index)].as_py()
+                row, text = index, self._text(texts, int(index))
             parts.append(text[start:end])
         codes = pa.DictionaryArray.from_arrays(pa.array(found.label), pa.array(names, pa.string()))
         arrays = [

@@ -73,7 +73,7 @@ def questions() -> list[str]:
 
 def ask(
     folder: Path,
-    texts: list[str],
+    texts: list[Any],
     pairs: list[str] | None = None,
     *,
     task: str = "auto",
@@ -88,9 +88,9 @@ def ask(
     """What a run does with one chunk, without readers, workers and writers."""
     spec, place = describe(str(folder), task=task, max_length=max_length)
     config = RunConfig(text_pair_column="pair" if pairs is not None else None, **settings)
-    chosen = create_task(spec, config)
-    columns = {"text": texts} if pairs is None else {"text": texts, "pair": pairs}
-    chunk = Chunk(ChunkId(0, 0), pa.table(columns), {}, Position(), Position(), True, "")
+    table = pa.table({"text": texts} if pairs is None else {"text": texts, "pair": pairs})
+    chosen = create_task(spec, config, table.schema)
+    chunk = Chunk(ChunkId(0, 0), table, {}, Position(), Position(), True, "")
     requests = chosen.encode(chunk, make_encoder(place, spec))
     engine = LocalEngine(
         chosen, place, dtype=dtype, device=device, attention=attention, threads=threads
