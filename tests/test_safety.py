@@ -914,7 +914,7 @@ def test_what_a_tokenizer_says_holds_no_secret(monkeypatch: pytest.MonkeyPatch) 
         def num_special_tokens_to_add(self, is_pair: bool) -> int:
             return 2
 
-        def encode_batch_fast(self, texts: list[str]) -> list[Any]:
+        def encode_batch_fast(self, texts: list[str], *, is_pretokenized: bool) -> list[Any]:
             raise RuntimeError(f"no {URL}")
 
     spec, folder = models.describe(str(MODEL))

@@ -9,6 +9,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -25,17 +26,18 @@ class TransformersEncoder:
 
     `chats`: texts are conversations in JSON, lists of messages with `role` and `content`, and go through
     the model's chat template, up to where the answer begins. Otherwise they are cut at `max_length`
-    tokens, special ones counted and kept. A conversation is cut, too, and marked as truncated: whoever
-    asks decides what that means.
+    tokens, special ones counted and kept, as `truncation` says: `longest_first` of a pair, or
+    `only_first`. A conversation is cut, too, and marked as truncated: whoever asks decides what that means.
     """
 
     folder: Path
     max_length: int
     chats: bool = False
     trust_remote_code: bool = False
+    truncation: str = "longest_first"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        state = (self.folder, self.max_length, self.chats, self.trust_remote_code)
+        state = (self.folder, self.max_length, self.chats, self.trust_remote_code, self.truncation)
         return TransformersEncoder, state  # without the loaded tokenizer
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
@@ -43,47 +45,59 @@ class TransformersEncoder:
         errors: dict[int, str] = {}
         firsts = as_strings(texts, errors)
         seconds = [None] * len(firsts) if pairs is None else as_strings(pairs, errors)
-        found: list[list[int]] = []
+        found: list[_Encoded] = []
         for i, (text, pair) in enumerate(zip(firsts, seconds, strict=True)):
-            ids: list[int] = []
+            encoded = _Encoded([])
             if i not in errors:
                 try:
-                    ids = self._chat(text) if self.chats else self._ids(text, pair)
+                    encoded = self._chat(text) if self.chats else self._encode(text, pair)
                 except (
                     Exception
                 ) as error:  # whatever the template, or a tokenizer in Python, raises
                     what = "chat template" if self.chats else "tokenizer"
                     errors[i] = f"the model's {what} fails: {one_line(error)}"
-            found.append(ids)
-        truncated = np.array([len(ids) > self.max_length for ids in found], np.bool_)
-        kept = [ids[: self.max_length] for ids in found]
-        lengths = np.array([len(ids) for ids in kept], np.int64)
-        flat = [np.asarray(ids, np.int32) for ids in kept]
+            found.append(encoded)
+        lengths = np.array([len(encoded.ids) for encoded in found], np.int64)
+        fields = {"input_ids": _flat([encoded.ids for encoded in found])}
+        if pairs is not None and any(encoded.type_ids for encoded in found):
+            fields["token_type_ids"] = _flat([encoded.type_ids for encoded in found])
         return Tokens(
             offsets=np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths)]),
-            fields={"input_ids": np.concatenate([np.zeros(0, np.int32), *flat])},
-            truncated=truncated,
+            fields=fields,
+            truncated=np.array([encoded.is_cut for encoded in found], np.bool_),
             errors=errors,
         )
 
-    def _chat(self, conversation: str) -> list[int]:
+    def _chat(self, conversation: str) -> _Encoded:
         ids: list[int] = self._tokenizer.apply_chat_template(
             json.loads(conversation), add_generation_prompt=True, tokenize=True, return_dict=False
         )
-        return ids
+        return _Encoded(ids[: self.max_length], is_cut=len(ids) > self.max_length)
 
-    def _ids(self, text: str, pair: str | None) -> list[int]:
-        """All tokens; where they are too many, the kept ones and one more."""
+    def _encode(self, text: str, pair: str | None) -> _Encoded:
         tokenizer = self._tokenizer
-        ids: list[int] = tokenizer(text, pair)["input_ids"]
-        if len(ids) <= self.max_length:
-            return ids
-        cut = tokenizer(text, pair, truncation=True, max_length=self.max_length)["input_ids"]
-        return [*cut, cut[-1]]
+        encoded = tokenizer(text, pair)
+        if is_cut := len(encoded["input_ids"]) > self.max_length:
+            encoded = tokenizer(text, pair, truncation=self.truncation, max_length=self.max_length)
+        return _Encoded(encoded["input_ids"], encoded.get("token_type_ids", []), is_cut)
 
     @cached_property
     def _tokenizer(self) -> Any:
         return load_tokenizer(self.folder, self.trust_remote_code)
+
+
+@dataclass(frozen=True)
+class _Encoded:
+    """The tokens of one row that are kept; `type_ids` are as many, or none where the model takes none."""
+
+    ids: list[int]
+    type_ids: Sequence[int] = ()
+    is_cut: bool = False
+
+
+def _flat(runs: Sequence[Sequence[int]]) -> np.ndarray[Any, np.dtype[np.int32]]:
+    """All runs behind each other: int32[sum of their lengths]."""
+    return np.fromiter(chain.from_iterable(runs), np.int32)
 
 
 @dataclass(frozen=True)

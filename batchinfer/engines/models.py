@@ -259,16 +259,19 @@ def make_encoder(
             f"--long stride: {spec.name} has no fast tokenizer (tokenizer.json), only "
             f"{type(tokenizer).__name__}, which is written in Python"
         )
+    # What is asked must stay whole; the text gives way.
+    truncation = "only_first" if spec.task == "zero-shot" else "longest_first"
     if spec.chat or not _is_fast(tokenizer):
-        return TransformersEncoder(folder, spec.max_length, spec.chat, trust_remote_code)
+        return TransformersEncoder(
+            folder, spec.max_length, spec.chat, trust_remote_code, truncation
+        )
     return TextEncoder(
         tokenizer_json=tokenizer.backend_tokenizer.to_str(),
         max_length=spec.max_length,
         truncation_side=tokenizer.truncation_side,
         takes_type_ids="token_type_ids" in tokenizer.model_input_names,
         notes_places=spec.task == "token-classify",
-        # What is asked must stay whole; the text gives way.
-        truncation="only_first" if spec.task == "zero-shot" else "longest_first",
+        truncation=truncation,
         windowed=("second" if spec.task == "score" else "first") if windows else "",
         stride=stride,
         mask_token=spec.mask_token,

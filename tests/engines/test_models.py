@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import json
 import logging
+import random
 import shutil
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import pyarrow as pa
 import pytest
 import torch
 
@@ -18,6 +21,7 @@ from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks import create_task
+from tests.engines import made
 from tests.engines.conftest import Made
 
 HEAD = "ForSequenceClassification"
@@ -323,17 +327,61 @@ def test_xlnet_is_refused(copy: Any) -> None:
         describe(str(config.parent))
 
 
-def test_a_slow_tokenizer_is_refused_in_one_line(made_model: Made) -> None:
-    folder = made_model("bert")
-    spec, _ = describe(str(folder), task="embed")
+def with_slow_tokenizer(source: Path, folder: Path) -> Path:
+    """A BERT's copy, whose tokenizer of the same vocabulary is written in Python."""
+    shutil.copytree(source, folder)
+    vocabulary = json.loads((folder / "tokenizer.json").read_text())["model"]["vocab"]
+    (folder / "vocab.txt").write_text(
+        "".join(f"{t}\n" for t in sorted(vocabulary, key=vocabulary.get))
+    )
+    (folder / "tokenizer.json").unlink()
+    settings = {
+        "tokenizer_class": "BertJapaneseTokenizer", "do_lower_case": True,
+        "word_tokenizer_type": "basic", "subword_tokenizer_type": "wordpiece",
+        "model_max_length": 128, "model_input_names": ["input_ids", "token_type_ids"],
+    }  # fmt: skip
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
-    class Slow:
-        is_fast = False
 
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr("transformers.AutoTokenizer.from_pretrained", lambda *_, **__: Slow())
-        with pytest.raises(ModelError, match="no fast tokenizer") as error:
-            make_encoder(folder, spec)
+@pytest.mark.parametrize("truncation", ["longest_first", "only_first"])
+def test_a_tokenizer_in_python_gives_what_a_fast_one_gives(
+    truncation: str, made_model: Made, tmp_path: Path
+) -> None:
+    quick = made_model("bert", "ForSequenceClassification", num_labels=3)
+    slow = with_slow_tokenizer(quick, tmp_path / "slow")
+    task = "zero-shot" if truncation == "only_first" else "classify"
+    known = made.words()
+    draw = random.Random(3)
+    lengths = [(draw.randint(0, 40), draw.randint(0, 9)) for _ in range(60)]
+    texts, pairs = (
+        pa.array([" ".join(draw.choices(known, k=pair[i])) for pair in lengths], pa.large_string())
+        for i in (0, 1)
+    )
+    found = []
+    for folder in (quick, slow):
+        spec, _ = describe(str(folder), task=task, pairs=True, max_length=48)
+        encoder = make_encoder(folder, spec)
+        found.append([encoder.encode(texts, seconds) for seconds in (pairs, None)])
+    assert type(encoder).__name__ == "TransformersEncoder"
+    for expected, got in zip(*found, strict=True):
+        assert expected.truncated.any() and not expected.truncated.all()
+        np.testing.assert_array_equal(got.truncated, expected.truncated)
+        np.testing.assert_array_equal(got.offsets, expected.offsets)
+        assert got.fields.keys() == expected.fields.keys()
+        for name, values in expected.fields.items():
+            np.testing.assert_array_equal(got.fields[name], values)
+    assert found[0][0].fields["token_type_ids"].any()
+
+
+def test_a_tokenizer_in_python_does_not_say_where_tokens_stand(
+    made_model: Made, tmp_path: Path
+) -> None:
+    folder = with_slow_tokenizer(
+        made_model("bert", "ForTokenClassification", num_labels=3), tmp_path / "slow"
+    )
+    with pytest.raises(ModelError, match="no fast tokenizer") as error:
+        describe(str(folder), task="token-classify")
     one_line(error)
 
 
