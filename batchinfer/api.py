@@ -65,6 +65,7 @@ def infer(
                 f"no column '{name}' in the DataFrame; it has: {', '.join(map(str, frame.columns))}"
             )
     spec, folder = describe_model(config)
+    config = config.model_copy(update={"dtype": resolve_dtype(config, spec)})
     task = create_task(spec, config)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
@@ -105,7 +106,7 @@ SETTINGS = (
 
 
 def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
-    """Resolve what is auto, as planning does for files."""
+    """The configuration with its engine, as planning resolves it for files."""
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise UsageError(f"infer() takes no '{unknown[0]}'; it takes {', '.join(SETTINGS)}")
     config = RunConfig.load({"model": model, **settings}, environ={})
@@ -113,7 +114,7 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
         raise UsageError("no model: name a hub id or a local folder")
-    return config.model_copy(update={"dtype": resolve_dtype(config)})
+    return config
 
 
 def _chunks(frame: pd.DataFrame, columns: Sequence[str]) -> Iterator[Chunk]:

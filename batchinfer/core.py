@@ -126,6 +126,8 @@ class ModelSpec:
     answers. With an adapter, its own follows a "+". `max_length` counts special tokens. `activation`
     (softmax, sigmoid, none) and `labels` are a classifier's; `dimension`, `pooling` (mean, cls, last),
     `normalize` and `prompt` an embedder's.
+    `quantization`: how its weights were quantised ("" where they were not), and `dtype` what it then
+    computes in.
     """
 
     name: str
@@ -139,6 +141,8 @@ class ModelSpec:
     pooling: str = "mean"
     normalize: bool = False
     prompt: str = ""
+    quantization: str = ""
+    dtype: str = ""
 
 
 @dataclass(frozen=True, slots=True)

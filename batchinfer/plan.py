@@ -295,7 +295,7 @@ def _config_from_json(document: dict[str, Any]) -> RunConfig:
 
 def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     spec = ModelSpec(**{**document, "labels": tuple(map(_text, document["labels"]))})
-    for name in ("name", "identity", "architecture", "prompt"):
+    for name in ("name", "identity", "architecture", "prompt", "quantization", "dtype"):
         _text(getattr(spec, name))
     _require(spec.task in _TASKS, "model task: unknown")
     _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")

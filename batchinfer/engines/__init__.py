@@ -44,22 +44,24 @@ def describe_model(config: RunConfig) -> tuple[ModelSpec, Path | None]:
         max_length=config.max_length,
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
         adapter=config.adapter,
+        device=config.device,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
 
 
-def resolve_dtype(config: RunConfig) -> str:
-    """The precision that `auto` stands for on this machine.
+def resolve_dtype(config: RunConfig, spec: ModelSpec) -> str:
+    """The precision that `auto` stands for on this machine; a quantised model has its own.
 
-    Raises UsageError where the engine or the device is not there.
+    Raises UsageError where the engine or the device is not there, and for another precision than that.
     """
     if config.engine == "fake":
         return "float32"
     require_fit(config)
-    from batchinfer.engines import devices
+    from batchinfer.engines import devices, quantised
 
-    return devices.resolve_dtype(
+    quantised.require_precision(spec, config.engine, config.dtype)
+    return spec.dtype or devices.resolve_dtype(
         config.dtype, "cpu" if config.engine == "openvino" else config.device
     )
 
@@ -98,8 +100,9 @@ def create_engine(
         from batchinfer.engines.fake import FakeEngine
 
         return FakeEngine(task)
-    from batchinfer.engines import files
+    from batchinfer.engines import files, quantised
 
+    quantised.require_precision(task.spec, config.engine, config.dtype)
     adapter = None
     if config.adapter is not None:
         adapter = files.find_again(config.adapter, task.spec.identity)
