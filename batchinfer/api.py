@@ -82,6 +82,7 @@ def infer(
     table = _values(frame, config)
     widths = {f.name: width_of(table.column(f.name)) for f in table.schema if is_list(f.type)}
     spec, folder = describe_model(config, table.schema, widths)
+    config = config.model_copy(update={"dtype": resolve_dtype(config, spec)})
     task = create_task(spec, config, table.schema)
     prepare_to_decode(task, config, folder)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
@@ -126,7 +127,7 @@ SETTINGS = (
 
 
 def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
-    """Resolve what is auto, as planning does for files."""
+    """The configuration with its engine, as planning resolves it for files."""
     if unknown := [name for name in settings if name not in SETTINGS]:
         raise UsageError(f"infer() takes no '{unknown[0]}'; it takes {', '.join(SETTINGS)}")
     config = RunConfig.load({"model": model, **settings}, environ={})
@@ -136,7 +137,7 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
         raise UsageError("no model: name a hub id or a local folder")
-    return settled(config).model_copy(update={"dtype": resolve_dtype(config)})
+    return settled(config)
 
 
 def _chunks(frame: pd.DataFrame, texts: Sequence[str], others: Sequence[str]) -> Iterator[Chunk]:

@@ -149,6 +149,8 @@ class ModelSpec:
     JSON) and `chat` (whether prompts go through the chat template) a generator's; `inputs` and `outputs` a
     module's: the columns in the order in which it takes them (`is_stacked`: side by side, as one tensor),
     and the columns that it gives; `mask_token` ("[MASK]") and `vocab_size` those of one that fills gaps.
+    `quantization`: how its weights were quantised ("" where they were not), and `dtype` what it then
+    computes in.
     """
 
     name: str
@@ -169,6 +171,8 @@ class ModelSpec:
     inputs: tuple[TensorSpec, ...] = ()
     is_stacked: bool = False
     outputs: tuple[TensorSpec, ...] = ()
+    quantization: str = ""
+    dtype: str = ""
 
     @property
     def widths(self) -> dict[str, int]:

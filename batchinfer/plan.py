@@ -317,7 +317,8 @@ def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     }
     labels = tuple(map(_text, document["labels"]))
     spec = ModelSpec(**{**document, **tensors, "labels": labels})
-    for name in ("name", "identity", "architecture", "prompt", "mask_token", "generation"):
+    texts = ("name", "identity", "architecture", "prompt", "mask_token", "generation")
+    for name in (*texts, "quantization", "dtype"):
         _text(getattr(spec, name))
     _require(spec.task in _TASKS, "model task: unknown")
     _require(spec.activation in ("softmax", "sigmoid", "none"), "model activation: unknown")

@@ -80,7 +80,7 @@ def make_plan(
     resolved = {
         "task": spec.task,
         "max_length": spec.max_length,
-        "dtype": resolve_dtype(config),
+        "dtype": resolve_dtype(config, spec),
         "chunk_rows": config.chunk_rows or _chunk_rows(summary.row_bytes, spec.task),
     }
     config = config.model_copy(update=resolved)

@@ -269,11 +269,13 @@ class Worker:
     def _begin(self, folder: RunFolder, spans: Sequence[Span], rows_done: int) -> None:
         plan = self.plan
         expected = plan.num_rows_estimate
+        quantised = f", quantised by {plan.model.quantization}" if plan.model.quantization else ""
+        precision = f"{plan.config.dtype}{quantised}"
         if all(span.rows is not None for span in spans):
             rows = (rows for span in spans for rows in (span.rows or {}).values())
             expected = rows_done + sum(map(len, rows))
         log.info(
-            f"{plan.model.task} by {plan.model.name} ({plan.config.dtype}): about "
+            f"{plan.model.task} by {plan.model.name} ({precision}): about "
             f"{max(0, expected - rows_done):,} rows to answer, {plan.chunk_rows:,} a shard, into "
             f"{folder.path}"
         )

@@ -64,7 +64,7 @@ def audit(
     """Compute `sample` answered rows of a run folder again, and say how far off the answers are.
 
     Each row goes through transformers' own model alone, in float32, with the model's own attention and
-    layers. The folder may be unfinished; nothing in it changes.
+    layers; a quantised model in its own precision. The folder may be unfinished; nothing in it changes.
     `seed` draws the rows. The limits are those of `Limits`.
 
     Raises UsageError where the folder is no run folder or has no answer yet, and for a task that cannot
@@ -211,7 +211,8 @@ def _plainest(plan: Plan, device: str) -> RunConfig:
     }
     if config.engine != "fake":
         update["engine"] = "local"
-        update["dtype"] = "float32"
+        # A quantised model has no weights in float32 that it could be compared with.
+        update["dtype"] = plan.model.dtype or "float32"
     return config.model_copy(update=update)
 
 

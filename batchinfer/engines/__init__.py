@@ -71,6 +71,7 @@ def describe_model(
         writing={name: getattr(config, name) for name in _WRITING},
         stride=config.stride,
         adapter=config.adapter,
+        device=config.device,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -79,22 +80,22 @@ def describe_model(
     return spec, folder
 
 
-def resolve_dtype(config: RunConfig) -> str:
-    """The precision that `auto` stands for on this machine.
+def resolve_dtype(config: RunConfig, spec: ModelSpec) -> str:
+    """The precision that `auto` stands for on this machine; a quantised model has its own.
 
-    Raises UsageError where the engine or the device is not there.
+    Raises UsageError where the engine or the device is not there, and for another precision than that.
     """
     if config.engine == "fake":
         return "float32"
     require_fit(config)
-    from batchinfer.engines import devices
+    from batchinfer.engines import devices, quantised
 
-    if (
-        config.task == "module" and config.dtype == "auto"
-    ):  # a risk model's scores are not rounded unasked
+    if spec.task == "module" and config.dtype == "auto":
+        # A risk model's scores are not rounded unasked.
         devices.resolve_device(config.device)
         return "float32"
-    return devices.resolve_dtype(
+    quantised.require_precision(spec, config.engine, config.dtype)
+    return spec.dtype or devices.resolve_dtype(
         config.dtype, "cpu" if config.engine == "openvino" else config.device
     )
 
@@ -167,8 +168,9 @@ def create_engine(
         from batchinfer.engines.tabular import ModuleEngine
 
         return ModuleEngine(task, config)
-    from batchinfer.engines import files
+    from batchinfer.engines import files, quantised
 
+    quantised.require_precision(task.spec, config.engine, config.dtype)
     adapter = None
     if config.adapter is not None:
         adapter = files.find_again(config.adapter, task.spec.identity)

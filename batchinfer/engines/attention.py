@@ -20,6 +20,7 @@ import torch
 from torch.nn.attention.varlen import varlen_attn
 
 from batchinfer.engines.grouped import attend_in_groups
+from batchinfer.engines.quantised import is_quantised
 from batchinfer.tasks.base import Head, OnePass
 from batchinfer.tasks.embed import PACKED_POOLINGS
 
@@ -93,6 +94,8 @@ def obstacle_to_streams(model: Any, *, is_packed: bool) -> str:
     """
     if not is_packed:
         return f"{type(model).__name__} answers one batch at a time where its rows are padded"
+    if is_quantised(model):
+        return f"{type(model).__name__} answers one batch at a time: it is quantised"
     names = ("rope_parameters", "rope_scaling")
     rope = str([getattr(model.config, name, None) for name in names])
     if "dynamic" in rope or "longrope" in rope:

@@ -26,6 +26,7 @@ from typing import Any, TypeGuard
 import torch
 from torch import nn
 
+from batchinfer.engines.quantised import is_quantised
 from batchinfer.machine import usable_cores
 
 log = logging.getLogger("batchinfer")
@@ -82,6 +83,8 @@ def optimize(model: nn.Module, *, fuses: bool) -> str:
     (the architectures of engines/attention.py). Only for float32 and bfloat16; elsewhere nothing is
     done.
     """
+    if is_quantised(model):
+        return "its own, which are quantised"
     dtype = next(model.parameters()).dtype
     if dtype not in _TOLERANCE or not _is_supported(dtype):
         return f"plain layers in {str(dtype).removeprefix('torch.')}"

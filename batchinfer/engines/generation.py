@@ -80,7 +80,7 @@ class GenerationEngine(TorchEngine):
         ):
             if given:
                 raise UsageError(f"{flag}: not with --task {task.name}; leave it out")
-        self.dtype = resolve_dtype(dtype, device)
+        self.dtype = task.spec.dtype or resolve_dtype(dtype, device)
         load = partial(
             weights.load,
             task,

@@ -85,7 +85,7 @@ class LocalEngine(PassEngine):
                 f"--compile: is for CUDA devices, not {self.device.type} (a CPU's layers are made fast "
                 "without it)"
             )
-        self.dtype = resolve_dtype(dtype, device)
+        self.dtype = task.spec.dtype or resolve_dtype(dtype, device)
         self.default_budget = BatchBudget(
             max_batch_tokens=BUDGET_TOKENS[self.device.type], max_batch_rows=4096
         )

@@ -18,7 +18,7 @@ from typing import Any
 
 from batchinfer.core import ModelSpec
 from batchinfer.detokenization import Detokenizer, TextDetokenizer
-from batchinfer.engines import sentence
+from batchinfer.engines import quantised, sentence
 from batchinfer.engines.adapters import Adapter
 from batchinfer.engines.encoders import TransformersDetokenizer, TransformersEncoder
 from batchinfer.engines.files import ADAPTER_CONFIG, find, no_model, read_json, require_weights
@@ -79,6 +79,8 @@ _TRAINED_FOR = {
 _WRITING = ("generate", "seq2seq")
 #: Tasks that ask of a tokenizer where its tokens stand: one that is written in Python does not say.
 _PLACING = ("token-classify", "fill-mask")
+#: They warn of kernels for devices that are not there whenever torchao, which quantises, is imported.
+_CHATTY = ("torchao", "torch.utils._pytree")
 #: Tokenizers without a limit say 1e30; nobody's is beyond this.
 _NO_LIMIT = 1 << 30
 #: The limit where neither tokenizer nor configuration names one (T5: relative positions).
@@ -95,25 +97,27 @@ def describe(
     writing: Mapping[str, Any] | None = None,
     stride: int | None = None,
     adapter: str | None = None,
+    device: str = "auto",
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
 ) -> tuple[ModelSpec, Path]:
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
 
     `writing`: what RunConfig says of answers that are text, by its names; None of a name: left open.
-    `adapter`: one of PEFT that is put on it. Its code runs only with `trust_remote_code`, and pickled
-    weights count only with `allow_pickle`. Raises ModelError where it cannot be had or cannot do the task,
-    UsageError where `max_length` is more than the model takes or leaves no room for text, or windows of it
-    cannot share `stride` tokens.
+    `adapter`: one of PEFT that is put on it. `device`: where a quantised model must be able to run. Its
+    code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`. Raises
+    ModelError where it cannot be had or cannot do the task, UsageError where `max_length` is more than the
+    model takes or leaves no room for text, or windows of it cannot share `stride` tokens.
     """
     quiet()
     root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
         on_top = None if adapter is None else Adapter.find(adapter)
-        return _describe(
+        spec, folder = _describe(
             model, root, identity, on_top, task, max_length, pairs, writing or {}, stride,
             trust_remote_code, allow_pickle,
         )  # fmt: skip
+        return quantised.noted(spec, folder, model, device), folder
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
         raise ModelError(
@@ -298,7 +302,7 @@ def make_detokenizer(
 
 
 def quiet() -> None:
-    """Switch off the progress bars and advice of transformers and huggingface_hub."""
+    """Switch off the progress bars and advice of transformers, huggingface_hub and torchao."""
     import huggingface_hub.utils
     import transformers.utils.logging
 
@@ -307,6 +311,8 @@ def quiet() -> None:
     hub.disable_progress_bars()
     library.disable_progress_bar()
     library.set_verbosity_error()
+    for name in _CHATTY:
+        logging.getLogger(name).setLevel(logging.ERROR)
 
 
 def _config(folder: Path, model: str, trust_remote_code: bool) -> Any:

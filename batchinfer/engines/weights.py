@@ -46,7 +46,10 @@ def load(
         allow_pickle=allow_pickle,
     )
     try:
-        if adapter is not None:
+        if task.spec.quantization:
+            # Onto the device at once: not every quantised layer can be moved there.
+            model = read(dtype, device_map={"": device})
+        elif adapter is not None:
             model = _merged(read, adapter, dtype, name).to(device)
         else:
             model = read(dtype).to(device)
@@ -131,9 +134,20 @@ def _widen_head(model: Any) -> None:
     """Compute the logits in float32: in bfloat16 neighbouring scores would round to the same."""
     for name, module in model.named_modules():
         # "score" is a decoder's head, which looks at every token: too many to widen.
-        is_last = isinstance(module, torch.nn.Linear) and module.out_features == model.num_labels
+        is_last = _is_plain(module) and module.out_features == model.num_labels
         if is_last and not name.startswith(model.base_model_prefix + ".") and name != "score":
             module.float().register_forward_pre_hook(lambda _, states: (states[0].float(),))
+
+
+def _is_plain(module: Any) -> bool:
+    """Whether it is a linear layer and no more: a quantised one has another class, weight or forward."""
+    weight = getattr(module, "weight", None)
+    return (
+        type(module) is torch.nn.Linear
+        and type(weight) is torch.nn.Parameter
+        and weight.is_floating_point()
+        and "forward" not in vars(module)
+    )
 
 
 def pad_token_id(config: Any, folder: Path, trust_remote_code: bool) -> int:
