@@ -38,6 +38,7 @@ def load(
             **options,
         )
         model = model.to(device).eval()
+        task.prepare(model)
     except torch.OutOfMemoryError:
         raise ModelError(f"{name}: does not fit into the memory of {device} in {dtype}") from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
@@ -55,7 +56,6 @@ def load(
         model.config.use_cache = False  # nothing is generated: no keys and values to keep
     if task.head in ("row", "tokens"):
         _widen_head(model)
-    task.prepare(model)
     return model
 
 

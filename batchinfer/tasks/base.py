@@ -117,7 +117,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def answers(self) -> Mapping[str, AnswerField]:
-        """The arrays that the engine returns a request, or a token."""
+        """The arrays that the engine returns, each of a request, a token or a mask token."""
 
     def prepare(self, model: Any) -> None:  # noqa: B027 - most models are as the task wants them
         """Change a model once it is loaded, before it is asked anything."""
