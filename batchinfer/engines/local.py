@@ -37,8 +37,6 @@ log = logging.getLogger("batchinfer")
 #: A packed batch's tokens on a CPU. oneDNN makes a kernel for each number of tokens that it has not met,
 #: which takes as long as using it: numbers that recur save a fifth of the time of a short run.
 _CPU_MULTIPLE = 64
-#: The same for the mask tokens of a batch, which the layer of the whole vocabulary is asked for.
-_CPU_MASKS = 16
 #: A CPU's layers are chosen by hand: compiled ones took 1.2 times as long there, and stalled whenever
 #: batches had a new size.
 _COMPILES = ("cuda",)
@@ -135,17 +133,13 @@ class LocalEngine(PassEngine):
         return inputs
 
     def _mask_places(self, batch: Batch) -> torch.Tensor:
-        """Where the mask tokens stand in the flat batch, int64; found here, so that no device is asked.
-
-        On a CPU a multiple of `_CPU_MASKS`: the last one, repeated, fills it.
-        """
+        """Where the mask tokens stand in the flat batch, int64; found here, so that no device is asked."""
         places = np.flatnonzero(np.asarray(batch.fields["is_mask"]))
         if not self.is_packed:
             lengths = batch.lengths.astype(np.int64)
             row = np.repeat(np.arange(len(batch)), lengths)[places]
             places += row * batch.max_length - (np.cumsum(lengths) - lengths)[row]
-        spare = -len(places) % _CPU_MASKS if self.device.type == "cpu" else 0
-        return self._to_device(np.pad(places, (0, spare), mode="edge"))
+        return self._to_device(places)
 
     def _values(self, inputs: Any) -> dict[str, torch.Tensor]:
         return self.task.forward(self.model, inputs)

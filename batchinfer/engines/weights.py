@@ -53,20 +53,25 @@ def load(
             model = _merged(read, adapter, dtype, name).to(device)
         else:
             model = read(dtype).to(device)
+        model.eval()
+        if isinstance(task, OnePass):
+            _settle(model, task)
     except BatchInferError:
         raise
     except torch.OutOfMemoryError:
         raise ModelError(f"{name}: does not fit into the memory of {device} in {dtype}") from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
         raise ModelError(f"{name}: the weights cannot be loaded: {one_line(error)}") from None
-    model.eval()
-    if isinstance(task, OnePass) and hasattr(model.config, "use_cache"):
-        model.config.use_cache = False  # nothing is generated: no keys and values to keep
-    if isinstance(task, OnePass) and task.head in ("row", "tokens"):
-        _widen_head(model)
-    if isinstance(task, OnePass):
-        task.prepare(model)
     return model
+
+
+def _settle(model: Any, task: OnePass) -> None:
+    """Leave out what one pass does not need, and put in what the task wants."""
+    if hasattr(model.config, "use_cache"):
+        model.config.use_cache = False  # nothing is generated: no keys and values to keep
+    if task.head in ("row", "tokens"):
+        _widen_head(model)
+    task.prepare(model)
 
 
 def _read(

@@ -152,7 +152,7 @@ class Task(ABC):
     @property
     @abstractmethod
     def answers(self) -> Mapping[str, AnswerField]:
-        """The arrays that the engine returns a request, or a token."""
+        """The arrays that the engine returns, each of a request, a token or a mask token."""
 
     def merge(
         self, values: Mapping[str, npt.NDArray[Any]], windows: Windows, cost: npt.NDArray[np.int32]

@@ -26,6 +26,8 @@ log = logging.getLogger("batchinfer")
 _TOP_K = 5
 #: What a head says of mask tokens alone may differ by this share: bfloat16 rounds by the shape of a batch.
 _TOLERANCE = 0.03
+#: So many of the best logits are computed in float32, where all others are halves.
+_EXACT = 64
 
 
 class FillMask(OnePass):
@@ -80,16 +82,23 @@ class FillMask(OnePass):
     def prepare(self, model: Any) -> None:
         """Have the head look at mask tokens alone, where that is seen to change no answer.
 
-        A layer as wide as the vocabulary costs more than all others of a small model together.
+        Of a model like MiniLM, the layer of the vocabulary has 11.7 M weights, all six others 10.6 M.
         """
+        import torch
+
         hook = model.base_model.register_forward_hook(_hand_on_masks)
         try:
             why = "" if self._answers_alike(model) else "it answers otherwise then"
+        except (torch.OutOfMemoryError, MemoryError):  # that says nothing of the model
+            raise
         except Exception as error:  # whatever an unknown model raises
             why = one_line(error)
         if why:
             hook.remove()
             log.debug(f"the head looks at every token, not at the mask tokens alone: {why}")
+        vocabulary = model.get_output_embeddings()
+        if getattr(vocabulary, "out_features", 0) >= self.spec.vocab_size:
+            vocabulary.register_forward_hook(_widen_best)
 
     def _answers_alike(self, model: Any) -> bool:
         """Whether a few tokens are answered as by a head that looks at every token."""
@@ -155,6 +164,21 @@ class _Wanted(threading.local):
 
 
 _wanted = _Wanted()
+
+
+def _widen_best(layer: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
+    """Compute the best logits in float32: in bfloat16 neighbouring scores would round to the same.
+
+    All of them would need a copy of the vocabulary in float32, and more time: of BERT's, 1.05 ms a mask on a
+    core with AMX, where bfloat16 takes 0.32 ms.
+    """
+    if logits.itemsize >= 4:
+        return logits
+    best = logits.topk(min(_EXACT, logits.shape[-1]), dim=-1).indices
+    exact = (layer.weight[best].float() @ args[0].float()[..., None])[..., 0]
+    if layer.bias is not None:
+        exact += layer.bias[best].float()
+    return logits.float().scatter(-1, best, exact)
 
 
 def _hand_on_masks(base: Any, args: Any, output: Any) -> None:

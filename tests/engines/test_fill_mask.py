@@ -189,7 +189,7 @@ def test_the_layer_of_the_vocabulary_sees_mask_tokens_alone(
     )
     vocabulary.register_forward_hook(lambda module, args, output: seen.append(output.shape))
     answers = engine.answer(batch_of(60, 50, 40, 30, 20, 10))
-    assert [tuple(shape[:-1]) for shape in seen] == [(1, 16)], "12, and 4 to fill a multiple"
+    assert [tuple(shape[:-1]) for shape in seen] == [(1, 12)]
     assert answers.values["token"].shape == (12, 5)
 
 
@@ -240,6 +240,28 @@ def test_a_packed_forward_asks_the_device_for_nothing(
     for value in engine._forward(batch_of(7, 5, 3)).values():
         assert value.is_meta
         assert tuple(value.shape) == (6, 5)
+
+
+@pytest.mark.parametrize("architecture", ["bert", "roberta", "modernbert", "electra"])
+def test_in_bfloat16_the_best_are_told_apart_in_float32(
+    made_model: Made, architecture: str
+) -> None:
+    folder = made_model(architecture, HEAD)
+    spec, place = describe(str(folder), task="fill-mask")
+    engine = LocalEngine(create_task(spec), place, dtype="bfloat16", device="cpu")
+    vocabulary = engine.model.get_output_embeddings()
+    states: list[torch.Tensor] = []
+    vocabulary.register_forward_pre_hook(lambda module, args: states.append(args[0][0]))
+    found = engine.answer(batch_of(*range(90, 4, -2))).values
+    with torch.inference_mode():
+        halves = torch.nn.functional.linear(states[0], vocabulary.weight, vocabulary.bias)
+        bias = 0.0 if vocabulary.bias is None else vocabulary.bias.float()
+        exact = states[0].float() @ vocabulary.weight.float().T + bias
+    best = exact.topk(5)
+    assert (halves.topk(5).indices != best.indices).any(), "it makes no difference here"
+    np.testing.assert_array_equal(found["token"], best.indices.numpy())
+    wanted = exact.softmax(dim=-1).gather(1, best.indices).numpy()
+    np.testing.assert_allclose(found["score"], wanted, atol=2e-3)
 
 
 def test_an_answer_that_is_no_number_is_its_rows_error(made_model: Made) -> None:
