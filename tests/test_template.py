@@ -72,6 +72,8 @@ AUTHOR, DAY = {"name": "Ada", "items": ["a", "b"]}, datetime.date(2024, 5, 2)
         ("{{ n + 1 }} {{ n * 2 }} {{ n // 2 }} {{ n % 2 }} {{ -n }}", {"n": 3}, "4 6 1 1 -3"),
         ("{{ price }} {{ price | round(1) }} {{ ok }}", {"price": 2.25, "ok": True}, "2.25 2.2 True"),
         ("{% for t in tags %}{{ loop.index }}{{ t }};{% endfor %}", {"tags": ["x", None]}, "1x;2;"),
+        ("{% for t in tags %}{{ t.upper() }}{{ range(2) | join }}{% endfor %}", {"tags": ["x"]}, "X01"),
+        ("{% for t in tags %}{{ loop.cycle('a', 'b') }}{% endfor %}", {"tags": ["x"] * 3}, "aba"),
         ("{% for t in tags %}x{% else %}none{% endfor %}", {"tags": None}, "none"),
         ("{% for t in tags if t > 'a' %}{{ t }}{% endfor %}", {"tags": ["a", "b"]}, "b"),
         ("{{ tags }} {{ tags | length }}", {"tags": ["x"]}, "['x'] 1"),
@@ -461,6 +463,9 @@ ENDLESS = [
     "{{ n.to_bytes(10000000000) }}",
     "{{ 5 | round(-1000000000) }}{{ n }}",
     "{{ big | list | map('replace', '', big) | list }}",
+    "{% for i in range(60000) %}{{ big[i % 2 :] | length }}{% endfor %}",
+    "{% for i in range(60000) %}{% if big == t ~ big[4:] or big in row.big %}{% endif %}{% endfor %}",
+    "{% for i in range(60000) %}{{ t | truncate(100000, true, big) }}{{ t.count(big) }}{% endfor %}",
     "{% for a in big %}{% for b in big %}{{ a ~ b }}{% endfor %}{% endfor %}",
 ]
 
