@@ -19,6 +19,9 @@ import pytest
 import torch
 
 from batchinfer import RunConfig, infer, resume, run
+from batchinfer.core import TensorSpec
+from batchinfer.engines import programs
+from batchinfer.engines.bound import Bound
 from batchinfer.errors import JobMismatchError, ModelError, UsageError
 from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
@@ -352,6 +355,18 @@ def test_batches_are_of_a_size_that_the_program_takes(
     np.testing.assert_allclose(values(found["prediction"]), expected, **CLOSE)
     assert f"at most {8 if rows is None else 32} rows" in caplog.text
     assert 'torch.export.Dim("rows")' in caplog.text
+
+
+@pytest.mark.parametrize(("rows", "asked"), [(50, 8), (3, 8), (8, 8), (9, 32)])
+def test_a_batch_is_cut_and_filled_up_to_what_the_program_takes(
+    rows: int, asked: int, exported: Exported
+) -> None:
+    sizes = None if asked == 8 else torch.export.Dim("few", min=4, max=32)
+    path = exported("static" if asked == 8 else "bounded", Risk(), torch.zeros(8, 4), rows=sizes)
+    columns = [TensorSpec(name, "float32") for name in FEATURES]
+    bound = Bound(programs.load_program(path, torch.device("cpu")), columns)
+    x = stacked(loans())[:rows]
+    np.testing.assert_allclose(bound({"features": x})["prediction"], bare(Risk(), x), **CLOSE)
 
 
 # -- rows that cannot be answered -------------------------------------------------------------------
