@@ -169,8 +169,8 @@ _wanted = _Wanted()
 def _widen_best(layer: Any, args: Any, logits: torch.Tensor) -> torch.Tensor:
     """Compute the best logits in float32: in bfloat16 neighbouring scores would round to the same.
 
-    All of them would need a copy of the vocabulary in float32, and more time: of BERT's, 1.05 ms a mask on a
-    core with AMX, where bfloat16 takes 0.32 ms.
+    All of them would need a copy of the vocabulary in float32, and more time: of BERT's, 1.05 ms a mask on
+    a core with AMX, where bfloat16 takes 0.32 ms.
     """
     if logits.itemsize >= 4:
         return logits
