@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 import platform
@@ -12,6 +13,9 @@ _INSTRUCTIONS = (
     *("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "avx512_fp16", "amx_tile", "amx_bf16"),
     *("asimdhp", "sve", "sve2", "bf16", "i8mm"),
 )
+
+#: Where the system does not tell how much memory there is.
+_UNKNOWN_MEMORY = 8 << 30
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
@@ -29,6 +33,17 @@ def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
     except (OSError, ValueError):  # "max": no quota; or an older system
         pass
     return cores
+
+
+def usable_memory(cgroup: Path = Path("/sys/fs/cgroup")) -> int:
+    """The memory that this process may use, in bytes: the machine's, or as much as its container may."""
+    try:
+        memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    except (AttributeError, ValueError, OSError):  # Windows
+        memory = _UNKNOWN_MEMORY
+    with contextlib.suppress(OSError, ValueError):  # "max": no limit; or an older system
+        memory = min(memory, int((cgroup / "memory.max").read_text()))
+    return memory
 
 
 def cpu_name(cpuinfo: Path = Path("/proc/cpuinfo")) -> str:

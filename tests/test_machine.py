@@ -44,6 +44,23 @@ def test_a_container_with_a_quota_gets_no_more_cores_than_it_may_use(
         assert machine.usable_cores(tmp_path) == cores
 
 
+def test_a_container_with_a_limit_gets_no_more_memory_than_it_may_use(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    facts = {"SC_PAGE_SIZE": 4096, "SC_PHYS_PAGES": 1 << 20}
+    monkeypatch.setattr(machine.os, "sysconf", facts.__getitem__)
+    assert machine.usable_memory(tmp_path) == 4 << 30
+    for line, memory in [("1073741824", 1 << 30), ("99999999999999", 4 << 30), ("max", 4 << 30)]:
+        (tmp_path / "memory.max").write_text(line + "\n")
+        assert machine.usable_memory(tmp_path) == memory
+
+    def unknown(name: str) -> int:
+        raise ValueError("unrecognized configuration name")
+
+    monkeypatch.setattr(machine.os, "sysconf", unknown)
+    assert machine.usable_memory(tmp_path) == 8 << 30
+
+
 @pytest.mark.parametrize(
     ("content", "name"),
     [

@@ -44,6 +44,7 @@ _PROJECTIONS = (
     ("query", "key", "value"),
     ("q_proj", "k_proj", "v_proj"),
     ("q_lin", "k_lin", "v_lin"),
+    ("gate_proj", "up_proj"),
 )
 #: A linear layer, and the activation behind it.
 _ACTIVATED = (("dense", "intermediate_act_fn"), ("lin1", "activation"), ("ffn", "activation"))
@@ -76,12 +77,12 @@ def has_matrix_unit() -> bool:
     return bool(ask and ask())
 
 
-def optimize(model: nn.Module, *, fuses: bool) -> str:
+def optimize(model: nn.Module, *, fuses: bool = False, joins: bool = False) -> str:
     """Put faster layers in place of a model's own; return what was done, in a few words.
 
-    `fuses`: also layers that belong together, which asks that the model calls them as it is known to
-    (the architectures of engines/attention.py). Only for float32 and bfloat16; elsewhere nothing is
-    done.
+    `joins`: also projections of the same states, as in models without attention to other states. `fuses`:
+    all layers that belong together, which asks that the model calls them as it is known to (the
+    architectures of engines/attention.py). Only for float32 and bfloat16; elsewhere nothing is done.
     """
     if is_quantised(model):
         return "its own, which are quantised"
@@ -90,9 +91,10 @@ def optimize(model: nn.Module, *, fuses: bool) -> str:
         return f"plain layers in {str(dtype).removeprefix('torch.')}"
     done: Counter[str] = Counter()
     with torch.inference_mode():
-        if fuses:
-            for module in list(model.modules()):
+        for module in list(model.modules()):
+            if fuses or joins:
                 done["joined projections"] += _join_projections(module)
+            if fuses:
                 done["residuals"] += _join_residual(model, module)
                 done["activations"] += _join_activation(module)
         # A head that shares its weights with the embedding would need them twice.
@@ -235,6 +237,7 @@ def _is_plain(module: Any, dtype: torch.dtype) -> TypeGuard[nn.Linear]:
 
 
 def _join_projections(module: nn.Module) -> int:
+    done = 0
     for names in _PROJECTIONS:
         layers = [getattr(module, name, None) for name in names]
         dtype = getattr(getattr(layers[0], "weight", None), "dtype", torch.float32)
@@ -249,8 +252,8 @@ def _join_projections(module: nn.Module) -> int:
         if all(_agree(a(states), b(states)) for a, b in zip(new, plain, strict=True)):
             for name, layer in zip(names, new, strict=True):
                 setattr(module, name, layer)
-            return 1
-    return 0
+            done += 1
+    return done
 
 
 def _join_residual(model: nn.Module, module: nn.Module) -> int:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import AutoModel
+from transformers import AutoModel, AutoModelForCausalLM
 
 from batchinfer.engines import attention, cpu
 from batchinfer.engines.canary import distance
@@ -50,6 +50,19 @@ def test_berts_layers_are_all_replaced(made_model: Made) -> None:
     assert f"residuals ({2 * layers})" in done
     assert not any(isinstance(m, nn.Linear) for m in model.encoder.modules())
     assert isinstance(model.encoder.layer[0].intermediate.intermediate_act_fn, nn.Identity)
+
+
+def test_projections_of_a_decoder_are_joined_without_all_else(tmp_path: Path) -> None:
+    folder = made.make_writer(tmp_path, "llama")
+    model = AutoModelForCausalLM.from_pretrained(folder).eval()
+    ids = torch.arange(30).view(2, 15)
+    with torch.inference_mode():
+        expected = model(ids).logits
+        done = cpu.optimize(model, joins=True)
+        found = model(ids).logits
+    layers = model.config.num_hidden_layers
+    assert f"joined projections ({layers})" in done and "activations" not in done
+    torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-4)
 
 
 def test_in_bfloat16_the_answers_are_no_further_from_float32_than_before(made_model: Made) -> None:

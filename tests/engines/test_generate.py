@@ -17,7 +17,8 @@ from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList
 from batchinfer import RunConfig, infer, resume, run
 from batchinfer.core import Batch, ChunkId
 from batchinfer.engines import sampling
-from batchinfer.engines.generation import GenerationEngine, RoomyLayer
+from batchinfer.engines.generation import GenerationEngine
+from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks import create_task
@@ -70,7 +71,9 @@ def answers(
     return pq.read_table(output / "data").drop_columns(["_source"]).to_pylist()
 
 
-def alone(folder: Path, prompts: list[list[int]], **settings: Any) -> list[dict[str, Any]]:
+def alone(
+    folder: Path, prompts: list[list[int]], new_tokens: int = NEW_TOKENS, **settings: Any
+) -> list[dict[str, Any]]:
     """What transformers makes of each prompt alone."""
     model, tokenizer = load(folder), AutoTokenizer.from_pretrained(folder)
     ends = model.generation_config.eos_token_id
@@ -78,7 +81,7 @@ def alone(folder: Path, prompts: list[list[int]], **settings: Any) -> list[dict[
     found = []
     for ids in prompts:
         made_ids = model.generate(
-            torch.tensor([ids]), max_new_tokens=NEW_TOKENS, pad_token_id=1, **settings
+            torch.tensor([ids]), max_new_tokens=new_tokens, pad_token_id=1, **settings
         )[0, start or len(ids) :].tolist()
         found.append(
             {
@@ -132,16 +135,80 @@ def test_beams_and_penalties_are_those_of_generate(
         assert differences(rows, alone(folder, prompts)) > 0, f"{settings} changes nothing"
 
 
+@pytest.mark.parametrize(
+    ("architecture", "settings"),
+    [
+        *((architecture, {}) for architecture in DECODERS),
+        ("llama", {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}),
+        ("llama", {"min_new_tokens": 4}),
+    ],
+)
+def test_rows_that_have_ended_leave_the_batch(
+    writer: Writer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    architecture: str,
+    settings: dict[str, Any],
+) -> None:
+    folder, texts = writer(architecture), made.texts(64, longest=60)
+    file = tmp_path / "generation.json"
+    file.write_text(json.dumps(settings))
+    sizes = watched_sizes(monkeypatch)
+    rows = answers(
+        tmp_path, folder, texts, max_batch_rows=40, max_new_tokens=30, generation_config=str(file)
+    )
+    assert sizes[:2] == [32, 16]
+    assert len(sizes) < 12, "a batch that failed is taken again in parts"
+    expected = alone(folder, prompts_of(folder, texts), 30, **settings)
+    assert differences(rows, expected) == 0
+
+
+def watched_sizes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """How many rows each call of the engine to `generate` has, as they come."""
+    sizes: list[int] = []
+    real = GenerationEngine._generate
+
+    def watch(engine: GenerationEngine, inputs: Any, *args: Any) -> torch.Tensor:
+        sizes.append(len(inputs["input_ids"]))
+        return real(engine, inputs, *args)
+
+    monkeypatch.setattr(GenerationEngine, "_generate", watch)
+    return sizes
+
+
+def test_a_batch_stays_whole_where_settings_look_at_where_the_prompt_ends(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder, texts = writer("llama"), made.texts(32, longest=40)
+    settings = {"begin_suppress_tokens": list(range(20, 200))}
+    file = tmp_path / "generation.json"
+    file.write_text(json.dumps(settings))
+    sizes = watched_sizes(monkeypatch)
+    rows = answers(tmp_path, folder, texts, max_batch_rows=40, generation_config=str(file))
+    assert sizes == [32]
+    expected = alone(folder, prompts_of(folder, texts), **settings)
+    assert differences(rows, expected) == 0
+    assert differences(expected, alone(folder, prompts_of(folder, texts))) > 0
+
+
 # -- draws -----------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("architecture", ["llama", "t5"])
 def test_what_a_row_draws_depends_on_no_other(
-    writer: Writer, tmp_path: Path, architecture: str
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, architecture: str
 ) -> None:
     folder, texts = writer(architecture), made.texts(40, longest=40)
-    drawn = answers(tmp_path, folder, texts, temperature=2.0, max_batch_rows=8)
-    assert answers(tmp_path, folder, texts, temperature=2.0, max_batch_rows=3) == drawn
+    drawn = answers(tmp_path, folder, texts, temperature=2.0, max_new_tokens=40)
+    sizes = watched_sizes(monkeypatch)
+    for rows in (3, 40):
+        found = answers(
+            tmp_path, folder, texts, temperature=2.0, max_new_tokens=40, max_batch_rows=rows
+        )
+        assert found == drawn
+    if architecture == "llama":
+        assert sizes[-3:] == [32, 16, 8], "half of the 32 leave; a batch that failed comes in parts"
+    drawn = answers(tmp_path, folder, texts, temperature=2.0)
     other = answers(tmp_path, folder, texts, temperature=2.0, seed=1)
     assert differences(other, [{"generated_text": row["generated_text"]} for row in drawn]) > 30
     same = answers(tmp_path, folder, ["the same"] * 40, temperature=2.0)
@@ -327,6 +394,9 @@ def test_keys_and_values_have_room_and_overflow_it() -> None:
         found, expected = ours.update(*states), theirs.update(*states)
         assert all(map(torch.equal, found, expected))
         assert ours.get_seq_length() == theirs.get_seq_length()
+    for layer in (ours, theirs, fresh := RoomyLayer(capacity=6)):
+        layer.batch_select_indices(torch.tensor([1]))
+    assert torch.equal(ours.keys, theirs.keys) and fresh.get_seq_length() == 0
 
 
 def test_the_settings_of_the_model_of_a_file_and_of_flags(writer: Writer, tmp_path: Path) -> None:
