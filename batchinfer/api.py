@@ -35,7 +35,7 @@ from batchinfer.errors import UsageError, one_line
 from batchinfer.loader import Loader
 from batchinfer.planning import with_features
 from batchinfer.readers import ReadOptions
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 from batchinfer.reporting.progress import TqdmProgress
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import width_of
@@ -55,7 +55,8 @@ def infer(
     """Return the texts with the model's answers beside them, a row each, in their order.
 
     `texts`: a list or Series of n strings, or a DataFrame with a text column (`text_column`, default
-    "text"; or those that a `template` names), whose columns and index are kept. `settings` are fields of
+    "text"; or those that a `template` names), whose columns and index are kept. Where a task takes lists
+    (words, documents, messages with "role" and "content"), a text may be one. `settings` are fields of
     RunConfig (task, engine, dtype, device, max_length, max_batch_tokens, output_prefix, …). The answers
     are `predicted_label` and `predicted_score`, or `embedding`; then `_num_tokens`, `_truncated`, and
     `_error`: null, or why a row (one that holds no string, say) has no answer.
@@ -80,10 +81,12 @@ def infer(
                 f"no column '{name}' in the DataFrame; it has: {', '.join(map(str, frame.columns))}"
             )
     table = _values(frame, config)
+    lists = _lists(frame, config.text_columns)
+    kinds = pa.schema([*table.schema, *((name, kind) for name, kind in lists.items())])
     widths = {f.name: width_of(table.column(f.name)) for f in table.schema if is_list(f.type)}
-    spec, folder = describe_model(config, table.schema, widths)
+    spec, folder = describe_model(config, kinds, widths)
     config = config.model_copy(update={"dtype": resolve_dtype(config, spec)})
-    task = create_task(spec, config, table.schema)
+    task = create_task(spec, config, kinds)
     prepare_to_decode(task, config, folder)
     schema = output_schema([], [f.with_name(config.output_prefix + f.name) for f in task.columns])
     names = [name for name in schema.names if name not in (SOURCE, ROW, RESCUED)]
@@ -100,7 +103,7 @@ def infer(
             source = (
                 _slices(table)
                 if task.name == "module"
-                else _chunks(frame, config.text_columns, values)
+                else _chunks(frame, config.text_columns, lists, values)
             )
             chunks = map(loader.prepare, source)
             answered = sorted(
@@ -140,10 +143,37 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
     return settled(config)
 
 
-def _chunks(frame: pd.DataFrame, texts: Sequence[str], others: Sequence[str]) -> Iterator[Chunk]:
+def _lists(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, pa.DataType]:
+    """The types of the text columns that hold lists rather than text: of words, of documents, of messages.
+
+    Raises UsageError where the lists of one are not of one type.
+    """
+    kinds = {}
+    for name in names:
+        values: Any = frame[name]
+        held = [list(value) for value in values if _is_list(value)]
+        if len(held) > sum(isinstance(value, str) for value in values):
+            try:
+                kinds[name] = pa.array(held, from_pandas=True).type
+            except (pa.ArrowException, UnicodeError, OverflowError) as error:
+                raise UsageError(f"column '{name}': {one_line(error)}") from None
+    return kinds
+
+
+def _is_list(value: object) -> bool:
+    return isinstance(value, (list, tuple, np.ndarray))
+
+
+def _chunks(
+    frame: pd.DataFrame,
+    texts: Sequence[str],
+    lists: Mapping[str, pa.DataType],
+    others: Sequence[str],
+) -> Iterator[Chunk]:
     """The text columns in chunks, where a cell that holds no string is its row's error, and the others.
 
-    Raises UsageError for a column of those whose values are not of one type.
+    `lists`: of which the cells are to hold lists. Raises UsageError for one of the others whose values are
+    not of one type.
     """
     for index, start in enumerate(range(0, len(frame), CHUNK_ROWS)):
         part = frame.iloc[start : start + CHUNK_ROWS]
@@ -155,13 +185,15 @@ def _chunks(frame: pd.DataFrame, texts: Sequence[str], others: Sequence[str]) ->
         for name in texts:
             values = part[name].tolist()
             for row, value in enumerate(values):
-                if not isinstance(value, str):
+                if name in lists and _is_list(value):
+                    values[row] = list(value)
+                elif name in lists or not isinstance(value, str):
                     errors.setdefault(row, f"no text: column '{name}' holds {type(value).__name__}")
                     values[row] = None
                 elif not is_unicode(value):
                     errors.setdefault(row, f"column '{name}' holds half a surrogate pair")
                     values[row] = None
-            arrays.append(pa.array(values, pa.large_string()))
+            arrays.append(pa.array(values, lists.get(name, pa.large_string())))
         further = [name for name in others if name not in texts]
         for name in further:
             try:

@@ -25,7 +25,7 @@ from batchinfer.engines import create_encoder
 from batchinfer.engines.base import Engine
 from batchinfer.errors import BatchInferError
 from batchinfer.plan import Plan
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 from batchinfer.tuning.sample import BYTES_A_TOKEN, sample_requests
 
 log = logging.getLogger("batchinfer")

@@ -28,7 +28,7 @@ from batchinfer.readers import (
     list_inputs,
     open_reader,
 )
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import is_feature, width_of
 from batchinfer.template import settled

@@ -19,7 +19,7 @@ import pyarrow.compute as pc
 
 from batchinfer.core import Int32Array, Int64Array, Requests, Windows
 from batchinfer.errors import UsageError, one_line
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 from batchinfer.windows import cut
 
 if TYPE_CHECKING:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pandas as pd
 import pytest
 
@@ -63,3 +64,34 @@ def test_half_a_surrogate_pair_is_an_error_of_its_row() -> None:
 def test_a_missing_column_is_told() -> None:
     with pytest.raises(UsageError, match="'text'.*it has: body"):
         infer(pd.DataFrame({"body": ["a"]}), engine="fake")
+
+
+def test_a_column_may_hold_lists_where_the_task_takes_them() -> None:
+    documents = [["a", "b c"], ("d",), np.array(["e", "f", "g"]), [], None, "text", ["h"]]
+    frame = pd.DataFrame({"query": ["q"] * 7, "documents": documents}, index=list("tuvwxyz"))
+    settings = {"task": "score", "text_column": "query", "text_pair_column": "documents"}
+    found = infer(frame, engine="fake", **settings)
+    assert [None if row is None else len(row) for row in found["scores"]] == [
+        2,
+        1,
+        3,
+        0,
+        None,
+        None,
+        1,
+    ]
+    assert found.loc["x", "_error"] == "no text: column 'documents' holds NoneType"
+    assert found.loc["y", "_error"] == "no text: column 'documents' holds str"
+    assert found["documents"].tolist() is not documents and found.loc["t", "documents"] == [
+        "a",
+        "b c",
+    ]
+    words = infer([["Ada", "Lovelace"], ["met"]], engine="fake", task="token-classify")
+    assert words["_error"].isna().all() and (words["_num_tokens"] > 0).all()
+
+
+def test_lists_that_no_task_takes_are_told() -> None:
+    with pytest.raises(UsageError, match="column 'text' holds list<.*>, not text: --task classify"):
+        infer([["a"], ["b"]], engine="fake", task="classify")
+    with pytest.raises(UsageError, match="column 'text': "):
+        infer([["a"], [1]], engine="fake", task="token-classify")

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 import pyarrow.types as pat
 
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def difference(kind: Any, before: Any, after: Any) -> Difference:
         return _joined(
             difference(field.type, before[field.name], after[field.name]) for field in kind
         )
-    if pat.is_fixed_size_list(kind) or is_list(kind):
+    if is_list(kind):
         return _of_lists(kind.value_type, before, after)
     return Difference(flipped=before != after)
 
@@ -74,7 +74,7 @@ def holds_floats(kind: Any) -> bool:
     """Whether there are floats in values of this type."""
     if pat.is_struct(kind):
         return any(holds_floats(field.type) for field in kind)
-    if pat.is_fixed_size_list(kind) or is_list(kind):
+    if is_list(kind):
         return holds_floats(kind.value_type)
     return bool(pat.is_floating(kind))
 
@@ -83,7 +83,7 @@ def holds_more_than_floats(kind: Any) -> bool:
     """Whether values of this type can flip."""
     if pat.is_struct(kind):
         return any(holds_more_than_floats(field.type) for field in kind)
-    if pat.is_fixed_size_list(kind) or is_list(kind):
+    if is_list(kind):
         return holds_more_than_floats(kind.value_type)
     return not pat.is_floating(kind)
 

@@ -29,7 +29,7 @@ from batchinfer.core import (
     Unit,
 )
 from batchinfer.engines.base import Engine
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 from batchinfer.tokenization import Role, Tokens, mask_problem
 
 _MULTIPLIER = np.uint64(0x9E3779B97F4A7C15)  # 2**64 / golden ratio: spreads neighbouring integers

@@ -14,6 +14,7 @@ import pyarrow.compute as pc
 
 from batchinfer.core import RESCUED, InputFile, Int64Array, Position
 from batchinfer.errors import UsageError
+from batchinfer.readers.columns import is_list
 
 MAX_LINE_BYTES = 64 << 20
 START = Position()
@@ -200,13 +201,6 @@ def _holds_text(kind: Any) -> bool:
         if pa.types.is_struct(kind):
             return True
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
-
-
-def is_list(kind: pa.DataType) -> bool:
-    """Whether a column of this type holds several values a row."""
-    return (
-        pa.types.is_list(kind) or pa.types.is_large_list(kind) or pa.types.is_fixed_size_list(kind)
-    )
 
 
 def _why_no_text(table: pa.Table, name: str, row: int) -> str:

@@ -145,6 +145,11 @@ def _is_binary(kind: pa.DataType) -> bool:
 
 
 def is_list(kind: pa.DataType) -> bool:
+    """Whether a column of this type holds several values a row."""
+    return is_plain_list(kind) or bool(pat.is_fixed_size_list(kind))
+
+
+def is_plain_list(kind: pa.DataType) -> bool:
     """Whether values of a type are lists of any length."""
     return bool(pat.is_list(kind) or pat.is_large_list(kind))
 
@@ -153,7 +158,7 @@ _Join = Callable[[Any, Any], pa.DataType]
 _JOINS: tuple[tuple[Callable[[pa.DataType], bool], _Join], ...] = (
     (_is_number, _merge_numbers),
     (lambda kind: bool(pat.is_struct(kind)), _merge_structs),
-    (is_list, _merge_lists),
+    (is_plain_list, _merge_lists),
     (lambda kind: _is_string(kind) or _is_binary(kind), _merge_text),
     (lambda kind: bool(pat.is_timestamp(kind)), _merge_times),
 )
@@ -164,7 +169,7 @@ def finished(kind: pa.DataType) -> pa.DataType:
     nested: Any = kind
     if pat.is_null(kind):
         return pa.string()
-    if is_list(kind):
+    if is_plain_list(kind):
         item = finished(nested.value_type)
         return pa.large_list(item) if pat.is_large_list(kind) else pa.list_(item)
     if pat.is_struct(kind):

@@ -18,7 +18,7 @@ import pyarrow as pa
 import pyarrow.compute
 import pyarrow.types as pat
 
-from batchinfer.readers.columns import is_list, nulls
+from batchinfer.readers.columns import is_plain_list, nulls
 
 #: The stubs know fewer signatures than the functions take.
 pc: Any = pyarrow.compute
@@ -122,7 +122,7 @@ def checker(kind: pa.DataType, trust_floats: bool = False) -> Fits:
         return lambda value: type(value) is int and low <= value <= high
     if pat.is_float64(kind) or pat.is_float32(kind):
         return _float_checker(single=bool(pat.is_float32(kind)), trusted=trust_floats)
-    if is_list(kind):
+    if is_plain_list(kind):
         item = checker(nested.value_type, trust_floats)
         return lambda value: type(value) is list and all(v is None or item(v) for v in value)
     if pat.is_struct(kind):

@@ -35,7 +35,7 @@ def _update(digest: Any, array: Any) -> None:
             _update(digest, child)
     elif pat.is_map(kind):
         _update(digest, array.cast(pa.list_(pa.struct([kind.key_field, kind.item_field]))))
-    elif is_list(kind) or pat.is_fixed_size_list(kind):
+    elif is_list(kind):
         digest.update(pc.list_value_length(array).to_numpy().tobytes())
         _update(digest, array.flatten())
     elif pat.is_boolean(kind):

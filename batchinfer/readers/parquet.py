@@ -19,7 +19,7 @@ import pyarrow.types as pat
 from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Position, is_unicode
 from batchinfer.errors import StorageError
 from batchinfer.readers.base import Reader, ReadOptions, Rows, combined, shown
-from batchinfer.readers.columns import is_list, nulls, plain
+from batchinfer.readers.columns import is_list, is_plain_list, nulls, plain
 from batchinfer.readers.conversion import cast_where_possible, text_array, valid_rows
 from batchinfer.readers.digests import digest_of
 
@@ -245,7 +245,7 @@ def _keeps_fields(source: Any, target: Any) -> bool:
             field.name in wanted and _keeps_fields(field.type, wanted[field.name])
             for field in source
         )
-    if is_list(source) and is_list(target):
+    if is_plain_list(source) and is_plain_list(target):
         return _keeps_fields(source.value_type, target.value_type)
     return True
 
@@ -259,7 +259,7 @@ def jsonable(scalar: Any) -> Any:
         return pc.cast(scalar, pa.int64()).as_py() if pat.is_duration(kind) else _spelled(scalar)
     if pat.is_string(kind) or pat.is_large_string(kind):
         return _text_or_bytes(scalar.as_buffer().to_pybytes())
-    if pat.is_list(kind) or pat.is_large_list(kind) or pat.is_fixed_size_list(kind):
+    if is_list(kind):
         return [jsonable(item) for item in scalar.values]
     if pat.is_struct(kind):
         return {field.name: jsonable(scalar[i]) for i, field in enumerate(kind)}

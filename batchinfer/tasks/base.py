@@ -23,7 +23,7 @@ from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests, Unit, Win
 from batchinfer.detokenization import Detokenizer
 from batchinfer.errors import UsageError
 from batchinfer.knobs import TASK
-from batchinfer.readers.base import is_list
+from batchinfer.readers.columns import is_list
 from batchinfer.template import render_texts
 from batchinfer.tokenization import Encoder, encode_texts
 from batchinfer.windows import mean, whole

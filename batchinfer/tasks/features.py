@@ -17,7 +17,8 @@ import pyarrow.compute
 import pyarrow.types as pat
 
 from batchinfer.core import Chunk, ModelSpec, Requests, TensorSpec
-from batchinfer.readers.base import is_list, shown
+from batchinfer.readers.base import shown
+from batchinfer.readers.columns import is_list
 from batchinfer.tokenization import as_strings, rows_without
 
 #: The field of a batch that has all columns side by side.
