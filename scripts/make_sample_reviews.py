@@ -1057,6 +1057,10 @@ class Dice:
         """An integer from 0 up to and not including ``bound``."""
         return int(self._random.random() * bound)
 
+    def pick(self, among: Sequence[Item]) -> Item:
+        """One of the items."""
+        return among[self.below(len(among))]
+
     def shuffled(self, items: Iterable[Item]) -> list[Item]:
         """The items in random order."""
         result = list(items)
@@ -1104,9 +1108,10 @@ def _parse_domains(block: str) -> list[Domain]:
     return domains
 
 
-def _parse_whole_reviews(block: str) -> list[Review]:
+def whole_reviews() -> list[Review]:
+    """The reviews that are not put together from notes."""
     reviews = []
-    for line in _lines(block):
+    for line in _lines(WHOLE_REVIEWS):
         mark, product, text = line.split(" | ", 2)
         reviews.append(Review(product, text, POSITIVE if mark == "+" else NEGATIVE))
     return reviews
@@ -1254,8 +1259,12 @@ class Composer:
 
     def review(self, product: str, sentiment: str) -> Review:
         """A new review of the product with the wanted sentiment."""
-        text = " ".join(self._sentences(product, sentiment))
+        text = self.text(product, sentiment)
         return Review(product, _with_style(self._dice, text), sentiment)
+
+    def text(self, product: str, sentiment: str) -> str:
+        """A new review's text as a careful writer would leave it."""
+        return " ".join(self._sentences(product, sentiment))
 
     def _verdict(self, product: str, sentiment: str) -> str:
         if self._dice.chance(0.25):
@@ -1301,7 +1310,7 @@ def make_records() -> list[Record]:
     """The 1,000 records in file order."""
     dice = Dice(SEED)
     awkward = _awkward_reviews(dice)
-    reviews = _parse_whole_reviews(WHOLE_REVIEWS)
+    reviews = whole_reviews()
     composer = Composer(dice)
     wanted = RECORDS - len(awkward) - 1 - len(reviews)
     seen: set[str] = set()

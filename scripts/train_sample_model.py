@@ -20,7 +20,6 @@ import csv
 import math
 import random
 import re
-import shutil
 import time
 from collections import Counter
 from collections.abc import Sequence
@@ -28,7 +27,18 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
+from sample_text import items
+from sample_training import (
+    BERT_TOKENS,
+    SAMPLES,
+    Score,
+    bert_tokenizer,
+    logits_of,
+    num_parameters,
+    optimize,
+    save,
+)
+from tokenizers import Tokenizer, models, normalizers, pre_tokenizers
 from tokenizers.trainers import WordPieceTrainer
 from transformers import BertConfig, BertForSequenceClassification, PreTrainedTokenizerFast
 
@@ -1353,12 +1363,6 @@ COMMON_HAN += (
 )
 PUNCTUATION = "!\"#$%&'()*+,-./:;<=>?@[\\]^_`{|}~€£¥§°…–—‘’“”«»。，、！？0123456789"
 
-SPECIAL_TOKENS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
-
-
-def _items(block: str) -> tuple[str, ...]:
-    return tuple(item.strip() for item in re.split(r"[|\n]", block) if item.strip())
-
 
 def _inflected(entry: str) -> tuple[str, str, str, str, str]:
     """Base form, third person, past, past participle and -ing form of a verb."""
@@ -1443,18 +1447,18 @@ class Grammar:
         }
         # Lists in the lexicon come as (positive, negative); the index is the label.
         self._fillers: dict[str, tuple[tuple[str, ...], tuple[str, ...]]] = {
-            name: (_items(blocks[1]), _items(blocks[0])) for name, blocks in polar.items()
+            name: (items(blocks[1]), items(blocks[0])) for name, blocks in polar.items()
         }
         for name, block in neutral.items():
-            self._fillers[name] = (_items(block), _items(block))
+            self._fillers[name] = (items(block), items(block))
         for name, block in (("fault", FAULT_VERBS), ("func", FUNCTION_VERBS)):
-            columns = zip(*(_inflected(entry) for entry in _items(block)), strict=True)
+            columns = zip(*(_inflected(entry) for entry in items(block)), strict=True)
             for suffix, column in zip(("", "_s", "_past", "_pp", "_ing"), columns, strict=True):
                 self._fillers[name + suffix] = (column, column)
-        both = _items(PATTERNS)
+        both = items(PATTERNS)
         patterns = {
-            NEGATIVE: both + _items(NEGATIVE_PATTERNS),
-            POSITIVE: both + _items(POSITIVE_PATTERNS),
+            NEGATIVE: both + items(NEGATIVE_PATTERNS),
+            POSITIVE: both + items(POSITIVE_PATTERNS),
         }
         # Patterns that say what they mean, and patterns that turn a word or a verb around.
         self._plain = {
@@ -1465,11 +1469,11 @@ class Grammar:
             label: tuple(pattern for pattern in every if self._TURNED.search(pattern))
             for label, every in patterns.items()
         }
-        self._neutral = _items(NEUTRAL)
-        self._contrasts = _items(CONTRASTS)
-        self._function_words = _items(FUNCTION_WORDS)
-        self._held_out_patterns = _items(HELD_OUT_PATTERNS)
-        self._held_out_contrasts = _items(HELD_OUT_CONTRASTS)
+        self._neutral = items(NEUTRAL)
+        self._contrasts = items(CONTRASTS)
+        self._function_words = items(FUNCTION_WORDS)
+        self._held_out_patterns = items(HELD_OUT_PATTERNS)
+        self._held_out_contrasts = items(HELD_OUT_CONTRASTS)
         self._words = sorted(
             {word for text in self.lexicon_texts() for word in re.findall(r"[a-z]{4,}", text)}
         )
@@ -1679,7 +1683,7 @@ def train_tokenizer(texts: Sequence[str], pieces: int) -> PreTrainedTokenizerFas
     trained.pre_tokenizer = splitter
     trainer = WordPieceTrainer(
         vocab_size=pieces,
-        special_tokens=list(SPECIAL_TOKENS),
+        special_tokens=list(BERT_TOKENS),
         initial_alphabet=[*COMMON_HAN, *PUNCTUATION],
         show_progress=False,
     )
@@ -1693,26 +1697,7 @@ def train_tokenizer(texts: Sequence[str], pieces: int) -> PreTrainedTokenizerFas
         for word, _ in splitter.pre_tokenize_str(normalizer.normalize_str(text))
     }
     tokens += sorted(words.difference(tokens))
-
-    vocabulary = {token: index for index, token in enumerate(tokens)}
-    tokenizer = Tokenizer(models.WordPiece(vocabulary, unk_token="[UNK]"))
-    tokenizer.normalizer = normalizer
-    tokenizer.pre_tokenizer = splitter
-    tokenizer.decoder = decoders.WordPiece()
-    tokenizer.post_processor = processors.TemplateProcessing(
-        single="[CLS] $A [SEP]",
-        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
-        special_tokens=[(token, vocabulary[token]) for token in ("[CLS]", "[SEP]")],
-    )
-    return PreTrainedTokenizerFast(
-        tokenizer_object=tokenizer,
-        model_max_length=MAX_LENGTH,
-        pad_token="[PAD]",
-        unk_token="[UNK]",
-        cls_token="[CLS]",
-        sep_token="[SEP]",
-        mask_token="[MASK]",
-    )
+    return bert_tokenizer(tokens, normalizer, MAX_LENGTH)
 
 
 def new_model(vocabulary: int) -> BertForSequenceClassification:
@@ -1750,7 +1735,7 @@ def give_words_a_lean(
     vocabulary = len(tokenizer)
     odds = [math.log((counts[1][i] + 1) / (counts[0][i] + 1)) for i in range(vocabulary)]
     lean = torch.tensor(odds).clamp(-3, 3)
-    lean[: len(SPECIAL_TOKENS)] = 0
+    lean[: len(BERT_TOKENS)] = 0
     weights = model.bert.embeddings.word_embeddings.weight
     direction = torch.randn(weights.shape[1])
     with torch.no_grad():
@@ -1764,14 +1749,11 @@ def train(
     steps: int,
 ) -> None:
     """Trains the model in place on freshly composed reviews; no review is used twice."""
-    batch_size, peak_rate, warm_up = 32, 5e-4, max(1, steps // 30)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=peak_rate, weight_decay=0.01, fused=True)
+    batch_size = 32
     loss_function = torch.nn.CrossEntropyLoss(label_smoothing=0.05)
-    model.train()
     waiting: list[list[Example]] = []
-    losses: list[float] = []
-    started = time.perf_counter()
-    for step in range(steps):
+
+    def next_loss(step: int) -> torch.Tensor:
         if not waiting:
             # The words come first, their negation later. Batches of similar length waste little
             # on padding.
@@ -1779,68 +1761,16 @@ def train(
             examples = [grammar.training_example(plain_only) for _ in range(batch_size * 16)]
             examples.sort(key=lambda example: len(example.text))
             starts = range(0, len(examples), batch_size)
-            waiting = [examples[start : start + batch_size] for start in starts]
+            waiting[:] = [examples[start : start + batch_size] for start in starts]
             grammar.random.shuffle(waiting)
         batch = waiting.pop()
-        encoded = tokenizer(
-            [example.text for example in batch],
-            padding=True,
-            truncation=True,
-            max_length=MAX_LENGTH,
-            return_tensors="pt",
-        )
+        texts = [example.text for example in batch]
+        encoded = tokenizer(texts, padding=True, truncation=True, return_tensors="pt")
         labels = torch.tensor([example.label for example in batch])
-        progress = (step - warm_up) / max(1, steps - warm_up)
-        scale = step / warm_up if step < warm_up else 0.5 * (1 + math.cos(math.pi * progress))
-        for group in optimizer.param_groups:
-            group["lr"] = peak_rate * scale
-        loss = loss_function(model(**encoded).logits, labels)
-        optimizer.zero_grad(set_to_none=True)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        losses.append(loss.item())
-        if (step + 1) % 200 == 0 or step + 1 == steps:
-            recent = losses[-200:]
-            seconds = time.perf_counter() - started
-            print(
-                f"step {step + 1}/{steps}  loss {sum(recent) / len(recent):.3f}  {seconds:.0f} s",
-                flush=True,
-            )
-    model.eval()
+        loss: torch.Tensor = loss_function(model(**encoded).logits, labels)
+        return loss
 
-
-def predict(
-    model: BertForSequenceClassification,
-    tokenizer: PreTrainedTokenizerFast,
-    texts: Sequence[str],
-    batch_size: int = 64,
-) -> list[int]:
-    """The predicted label of each text."""
-    model.eval()
-    predicted: list[int] = []
-    with torch.inference_mode():
-        for start in range(0, len(texts), batch_size):
-            encoded = tokenizer(
-                list(texts[start : start + batch_size]),
-                padding=True,
-                truncation=True,
-                max_length=MAX_LENGTH,
-                return_tensors="pt",
-            )
-            predicted += model(**encoded).logits.argmax(dim=-1).tolist()
-    return predicted
-
-
-@dataclass(frozen=True)
-class Score:
-    """How many of a set of reviews got the right label."""
-
-    right: int
-    total: int
-
-    def __str__(self) -> str:
-        return f"{100 * self.right / self.total:.1f} % ({self.right} of {self.total})"
+    optimize(model, next_loss, steps=steps, peak_rate=5e-4)
 
 
 def score(
@@ -1849,8 +1779,8 @@ def score(
     examples: Sequence[Example],
 ) -> Score:
     """Compares the predictions with the labels."""
-    predicted = predict(model, tokenizer, [example.text for example in examples])
-    pairs = zip(predicted, examples, strict=True)
+    logits = logits_of(model, tokenizer, [example.text for example in examples])
+    pairs = zip(logits.argmax(dim=-1).tolist(), examples, strict=True)
     return Score(sum(guess == example.label for guess, example in pairs), len(examples))
 
 
@@ -1902,11 +1832,10 @@ Licence: Apache-2.0.
 
 def main() -> None:
     """Train, measure, and write the model folder."""
-    root = Path(__file__).resolve().parent.parent
     parser = argparse.ArgumentParser(description="Train the sample sentiment model from nothing.")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
     parser.add_argument("--steps", type=int, default=DEFAULT_STEPS)
-    parser.add_argument("--output", type=Path, default=root / "sample_data" / "tiny-sentiment")
+    parser.add_argument("--output", type=Path, default=SAMPLES / "tiny-sentiment")
     settings = parser.parse_args()
 
     started = time.perf_counter()
@@ -1923,24 +1852,21 @@ def main() -> None:
         "composed": score(model, tokenizer, [fresh.training_example() for _ in range(2000)]),
         "held_out": score(model, tokenizer, [fresh.held_out_example() for _ in range(2000)]),
         "hand": score(model, tokenizer, held_out_reviews()),
-        "sample": score(model, tokenizer, sample_reviews(root / "sample_data" / "reviews.csv")),
+        "sample": score(model, tokenizer, sample_reviews(SAMPLES / "reviews.csv")),
     }
     for name, value in scores.items():
         print(f"{name}: {value}")
-    shutil.rmtree(settings.output, ignore_errors=True)
-    model.save_pretrained(settings.output)
-    tokenizer.save_pretrained(settings.output)
     card = MODEL_CARD.format(
         layers=model.config.num_hidden_layers,
         hidden=model.config.hidden_size,
-        parameters=sum(parameter.numel() for parameter in model.parameters()),
+        parameters=num_parameters(model),
         vocabulary=len(tokenizer),
         steps=settings.steps,
         seed=settings.seed,
         seconds=seconds,
         **scores,
     )
-    (settings.output / "README.md").write_text(card, encoding="utf-8")
+    save(settings.output, model, tokenizer, card)
 
 
 if __name__ == "__main__":

@@ -17,6 +17,15 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLES = ROOT / "sample_data"
 MODEL = SAMPLES / "tiny-sentiment"
+#: Those that scripts/make_sample_models.py trains.
+SMALL_MODELS = [
+    "tiny-entailment",
+    "tiny-entities",
+    "tiny-gaps",
+    "tiny-reranker",
+    "tiny-translator",
+    "tiny-writer",
+]
 COLUMNS = ["id", "product", "text", "sentiment"]
 BROKEN_INDEX = 612
 
@@ -151,3 +160,49 @@ def test_the_model_card_states_the_accuracy(monkeypatch: pytest.MonkeyPatch) -> 
     assert abs(right - int(correct)) <= 2
     assert len(rows) == int(total)
     assert f"{100 * right / len(rows):.1f}" == accuracy
+
+
+def test_the_script_writes_the_committed_searches(tmp_path: Path) -> None:
+    script = ROOT / "scripts" / "sample_text.py"
+    subprocess.run([sys.executable, str(script), "--output", str(tmp_path)], check=True)
+    written = (tmp_path / "searches.jsonl").read_bytes()
+    assert written == (SAMPLES / "searches.jsonl").read_bytes()
+
+
+def test_the_small_models_are_small_and_all_there() -> None:
+    folders = sorted(path.name for path in SAMPLES.glob("tiny-*"))
+    assert folders == sorted([*SMALL_MODELS, "tiny-sentiment"])
+    sizes = [
+        sum(path.stat().st_size for path in (SAMPLES / name).iterdir()) for name in SMALL_MODELS
+    ]
+    assert max(sizes) < 500_000
+    assert sum(sizes) < 2_500_000
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_a_small_model_does_what_its_card_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import torch
+
+    torch.set_num_threads(1)  # two threads stall each other where tests run side by side
+    import make_sample_models
+    import transformers
+
+    folder = SAMPLES / name
+    card = (folder / "README.md").read_text(encoding="utf-8")
+    stated = {
+        what: (int(right), int(total))
+        for what, right, total in re.findall(r"^\| (.+) \| .+ % \((\d+) of (\d+)\) \|$", card, re.M)
+    }
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder)
+    [architecture] = transformers.AutoConfig.from_pretrained(folder).architectures
+    model = getattr(transformers, architecture).from_pretrained(
+        folder, use_safetensors=True, dtype=torch.float32
+    )
+    scores = make_sample_models.RECIPES[name].scores(model.eval(), tokenizer)
+    assert stated.keys() == scores.keys()
+    for what, score in scores.items():
+        # Another CPU rounds otherwise: a few on the fence may fall to the other side.
+        assert abs(score.right - stated[what][0]) <= 4, what
+        assert abs(score.total - stated[what][1]) <= 4, what
