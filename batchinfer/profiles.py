@@ -19,7 +19,7 @@ import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from batchinfer import __version__, checked
 from batchinfer.config import RunConfig
@@ -35,6 +35,11 @@ _MAX_BYTES = 4 << 20
 _ATTENTIONS = ("auto", "packed", "sdpa", "eager")
 _ENGINES = ("local", "openvino", "fake")
 _DTYPES = ("float32", "bfloat16", "float16")
+
+
+#: The settings that say how large a batch is, and in what.
+Size = Literal["max_batch_tokens", "max_batch_rows"]
+UNITS: Mapping[Size, str] = {"max_batch_tokens": "tokens", "max_batch_rows": "rows"}
 
 
 @dataclass(frozen=True, slots=True)

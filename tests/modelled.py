@@ -14,6 +14,7 @@ from batchinfer.tasks import create_task
 from batchinfer.tuning.sample import Sample, as_sample
 
 TASK = create_task(describe("classify", None))
+WRITING = create_task(describe("generate", None))
 
 
 class Clock:
@@ -76,6 +77,23 @@ class Modelled(FakeEngine):
             return None
         peak, self.peak = self.peak, 0
         return MemoryUse(peak, self.memory[2])
+
+
+class Writing(FakeEngine):
+    """Writes for batches of rows at `rate(rows)` tokens a second; `other` is added to each token."""
+
+    def __init__(self, clock: Clock, rate: Callable[[int], float], *, rows: int, other: int = 0):
+        super().__init__(WRITING)
+        self.clock, self.rate, self.other = clock, rate, other
+        self.default_budget = BatchBudget(1 << 20, rows)
+        self.sizes: list[int] = []
+
+    def answer(self, batch: Batch) -> Answers:
+        self.sizes.append(len(batch))
+        self.clock.now += batch.num_tokens / self.rate(len(batch))
+        answers = super().answer(batch)
+        answers.values["tokens"][:] += self.other
+        return answers
 
 
 def sample_of(lengths: Sequence[int]) -> Sample:

@@ -24,13 +24,20 @@ from batchinfer.engines import create_encoder
 from batchinfer.engines.base import Engine
 from batchinfer.errors import ModelError, StorageError
 from batchinfer.planning import make_plan
-from batchinfer.profiles import Profile, Settings, Trial
+from batchinfer.profiles import UNITS, Profile, ProfileKey, Settings, Trial
 from batchinfer.tuning import sample as sample_module
 from batchinfer.tuning import search as search_module
 from batchinfer.tuning import tune as tune_module
 from batchinfer.tuning.accuracy import TimeIsUp, answers_of, compare, probe_rows, reference_of
 from batchinfer.tuning.display import LiveTable, SilentTable
-from batchinfer.tuning.plot import Point, check_plot_path, text_plot, write_plot
+from batchinfer.tuning.plot import (
+    Point,
+    check_plot_path,
+    curve_of,
+    sized_by,
+    text_plot,
+    write_plot,
+)
 from batchinfer.tuning.result import next_command
 from batchinfer.tuning.sample import sample_rows, take_sample
 from batchinfer.tuning.search import Found, Search
@@ -38,7 +45,7 @@ from batchinfer.tuning.trial import Bench
 from batchinfer.tuning.tune import tune
 from batchinfer.tuning.verdicts import verdict_of
 from tests.conftest import ROOT, Cli
-from tests.modelled import TASK, Clock, Modelled, sample_of
+from tests.modelled import TASK, WRITING, Clock, Modelled, Writing, sample_of
 
 log = logging.getLogger("batchinfer")
 
@@ -99,6 +106,42 @@ def test_the_smallest_budget_near_the_best_is_chosen() -> None:
     assert found.chosen.tokens_per_second == pytest.approx(20_000, rel=0.01)
     assert found.chosen.verdict == "chosen"
     assert any("smallest within 2%" in r or "the fastest" in r for r in found.reasons)
+
+
+def search_among_rows(rows: int, *, other: int = 0, **asked: Any) -> Found:
+    clock = Clock()
+    config = RunConfig(model="m", engine="auto", task="generate", **asked)
+    resolved = config.model_copy(update={"engine": "local", "dtype": "bfloat16"})
+    bench = Bench(sample_of(UNIFORM), 1e6, clock, WRITING.tokens_ahead)
+
+    def create(config: RunConfig) -> Engine:
+        shift = other if config.dtype == "bfloat16" else 0
+        return Writing(clock, knee_at(128), rows=rows, other=shift)
+
+    return Search(config, resolved, "cpu", bench, create, SilentTable()).run()
+
+
+@pytest.mark.parametrize("rows", [16, 512])
+def test_where_answers_are_written_it_is_rows_that_are_tried(rows: int) -> None:
+    found = search_among_rows(rows)
+    assert found.chosen.settings.max_batch_rows == 128
+    assert {t.settings.max_batch_rows for t in found.trials} >= {16, 32, 64, 128, 256, 512}
+    assert {t.settings.max_batch_tokens for t in found.trials} == {1 << 20}
+    assert {t.engine for t in found.trials} == {"local"}, "OpenVINO writes nothing"
+    assert any(line.startswith("128 rows a batch: the ") for line in found.reasons)
+    assert found.chosen.agreement == 1.0
+    key = ProfileKey("cpu", "", 2, "m", "generate", 512, "auto", "auto", Settings(), {})
+    profile = Profile(key, "local", "bfloat16", found.chosen.settings, found.trials, "2026-01-31")
+    assert [p.size for p in curve_of(profile)] == [4 << i for i in range(9)]
+    assert UNITS[sized_by(profile)] == "rows"
+    given = search_among_rows(rows, max_batch_rows=8)
+    assert {t.settings.max_batch_rows for t in given.trials} == {8}, "the user's are not searched"
+
+
+def test_a_precision_whose_answers_begin_otherwise_is_not_chosen() -> None:
+    found = search_among_rows(64, other=1)
+    assert found.chosen.dtype == "float32"
+    assert found.trials[0].verdict == "answers differ: 100% begin with another token"
 
 
 def test_the_growth_ends_after_two_budgets_that_are_slower() -> None:
@@ -583,7 +626,7 @@ POINTS = [Point(1024, 5_000.0, 0.2, False), Point(2048, 10_000.0, 0.4, True)]
 
 @pytest.mark.parametrize("width", [20, 40, 60, 80, 200])
 def test_the_plot_fits_its_width_and_has_no_colours(width: int) -> None:
-    lines = text_plot(POINTS, width)
+    lines = text_plot(POINTS, "tokens", width)
     assert "\x1b" not in "".join(lines)
     assert len(lines) == 3
     assert max(map(len, lines)) <= max(width, 34)
@@ -593,7 +636,7 @@ def test_the_plot_fits_its_width_and_has_no_colours(width: int) -> None:
 
 
 def test_bars_are_as_long_as_what_they_show() -> None:
-    _, slow, fast = text_plot(POINTS, 120, ascii_only=True)
+    _, slow, fast = text_plot(POINTS, "tokens", 120, ascii_only=True)
     half, whole = (re.findall("#+", line)[0] for line in (slow, fast))
     assert abs(len(half) - len(whole) / 2) <= 1
 
@@ -604,10 +647,10 @@ def test_the_plot_is_an_image_of_the_kind_that_its_name_says(
 ) -> None:
     path = str(tmp_path / name)
     check_plot_path(path)
-    write_plot(POINTS, "a model", path)
+    write_plot(POINTS, "tokens", "a model", path)
     assert (tmp_path / name).read_bytes().startswith(magic)
     with pytest.raises(StorageError, match="the plot cannot be written"):
-        write_plot(POINTS, "a model", str(tmp_path / "nowhere" / name))
+        write_plot(POINTS, "tokens", "a model", str(tmp_path / "nowhere" / name))
 
 
 def test_the_live_table_shows_verdicts_as_they_are(capsys: pytest.CaptureFixture[str]) -> None:

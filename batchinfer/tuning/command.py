@@ -9,8 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.config import RunConfig
+from batchinfer.profiles import UNITS
 from batchinfer.tuning.display import LiveTable, LogTable, SilentTable
-from batchinfer.tuning.plot import check_plot_path, curve_of, write_plot
+from batchinfer.tuning.plot import check_plot_path, curve_of, sized_by, write_plot
 from batchinfer.tuning.result import TuneReport, next_command
 from batchinfer.tuning.tune import require_writable, tune
 
@@ -36,6 +37,6 @@ def run_tune(
         report = tune(config, max_seconds=max_seconds, listener=table)
     if plot is not None:
         title = f"{report.model}: {report.profile.engine} in {report.profile.dtype}"
-        write_plot(curve_of(report.profile), title, plot)
+        write_plot(curve_of(report.profile), UNITS[sized_by(report.profile)], title, plot)
     inputs, flags, file = command
     return dataclasses.replace(report, next_command=next_command(inputs, flags, file, config))

@@ -27,6 +27,8 @@ LEAST_TOKENS = 256
 #: setting at its usual budget may take this share.
 REFERENCE_SHARE, MIN_ROWS = 0.15, 4
 TRIAL_SHARE = 0.25
+#: More rows than any batch has.
+_ANY_ROWS = 1 << 20
 #: A model that an engine has not loaded yet may take as long as it likes (it may be exported first): it
 #: is only begun while this share of the time is left.
 UNKNOWN_SHARE = 1 / 3
@@ -93,10 +95,18 @@ class Lab:
         return ""
 
     def has_time(
-        self, best: Trial, *, loads: bool = False, tokens: int = 0, times: int = 1
+        self,
+        best: Trial,
+        settings: Settings | None = None,
+        *,
+        loads: bool = False,
+        times: int = 1,
     ) -> bool:
-        """Whether so many more trials fit into the time that is left, if they are as fast as the best."""
-        budget = BatchBudget(tokens or best.settings.max_batch_tokens or 1, 1)
+        """Whether so many more trials fit into the time that is left, if they are as fast as the best.
+
+        `settings`: where their batches are of another size.
+        """
+        budget = (settings or best.settings).budget(BatchBudget(1, _ANY_ROWS))
         needed = self.bench.seconds_for(budget, best.tokens_per_second)
         if loads:  # its answers are compared, too
             compared = int(self.bench.sample.requests.cost[self.rows].sum())
@@ -144,7 +154,7 @@ class Lab:
             rate = best.tokens_per_second if best else 0.0
             measured = self.bench.measure(opened, budget, rate, is_cold=config.compile)
             while compares and measured.ran_out and budget.max_batch_tokens > LEAST_TOKENS:
-                budget = _half(budget)
+                budget = _half(budget, opened)
                 measured = self.bench.measure(opened, budget, rate, is_cold=config.compile)
         except Exception as error:  # one candidate of several: whatever it raises, the others go on
             self.close()
@@ -154,6 +164,7 @@ class Lab:
         settings = dataclasses.replace(
             settings,
             max_batch_tokens=budget.max_batch_tokens,
+            max_batch_rows=budget.max_batch_rows if opened.task.tokens_ahead else None,
             ceiling_tokens=opened.ceiling_tokens,
         )
         # Neither budget nor threads change more than the last bits: what was compared holds.
@@ -232,7 +243,7 @@ class Lab:
                 budget.max_batch_tokens > LEAST_TOKENS
                 and self.bench.seconds_for(budget, self.bench.rate) > most
             ):
-                budget = _half(budget)
+                budget = _half(budget, engine)
         return budget
 
     def _open(self, config: RunConfig) -> Engine:
@@ -245,8 +256,12 @@ class Lab:
         return self._engine
 
 
-def _half(budget: BatchBudget) -> BatchBudget:
-    return BatchBudget(budget.max_batch_tokens // 2, budget.max_batch_rows)
+def _half(budget: BatchBudget, engine: Engine) -> BatchBudget:
+    """Half of a budget; where answers are written, of its rows, too, which are what it is measured by."""
+    rows = budget.max_batch_rows
+    if engine.task.tokens_ahead:
+        rows = max(1, rows // 2)
+    return BatchBudget(budget.max_batch_tokens // 2, rows)
 
 
 def _trial(

@@ -1,4 +1,4 @@
-"""Throughput and latency over the batch budget: as bars of text, and as an image."""
+"""Throughput and latency over the size of batches: as bars of text, and as an image."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from batchinfer.errors import StorageError, UsageError, one_line
-from batchinfer.profiles import Profile
-from batchinfer.tuning.verdicts import OUT_OF_MEMORY, is_of
+from batchinfer.profiles import Profile, Size
+from batchinfer.tuning.verdicts import OUT_OF_MEMORY, is_of, size_of
 
 EXTENSIONS = (".png", ".svg")
 #: Below this, bars say nothing that the figures beside them do not.
@@ -18,16 +18,22 @@ _EIGHTHS = " ▏▎▍▌▋▊▉█"
 
 @dataclass(frozen=True, slots=True)
 class Point:
-    """One budget of the setting that was chosen; `latency` of a batch in seconds."""
+    """One size of batches of the chosen setting, in tokens or rows; `latency` of a batch in seconds."""
 
-    tokens: int
+    size: int
     tokens_per_second: float
     latency: float
     is_chosen: bool
 
 
+def sized_by(profile: Profile) -> Size:
+    """The setting that is a batch's size: rows, where it was those that were tried."""
+    sizes = {trial.settings.max_batch_rows for trial in profile.trials}
+    return "max_batch_rows" if len(sizes - {None}) > 1 else "max_batch_tokens"
+
+
 def curve_of(profile: Profile) -> list[Point]:
-    """The budgets that were tried with the engine, precision, attention, threads and streams chosen."""
+    """The sizes that were tried with the engine, precision, attention, threads and streams chosen."""
     chosen = next((t for t in profile.trials if t.verdict == "chosen"), None)
     if chosen is None:
         return []
@@ -40,40 +46,38 @@ def curve_of(profile: Profile) -> list[Point]:
             and is_measured
             and a.threads in (None, b.threads)
             and a.streams in (None, b.streams)
-            and a.max_batch_tokens
+            and (size := size_of(trial, sized_by(profile)))
         ):
-            # The budgets were tried before threads and streams: of several, the last one counts.
-            found[a.max_batch_tokens] = Point(
-                a.max_batch_tokens, trial.tokens_per_second, trial.latency, trial is chosen
-            )
-    return [found[tokens] for tokens in sorted(found)]
+            # Sizes were tried before threads and streams: of several, the last one counts.
+            found[size] = Point(size, trial.tokens_per_second, trial.latency, trial is chosen)
+    return [found[size] for size in sorted(found)]
 
 
-def text_plot(points: Sequence[Point], width: int, *, ascii_only: bool = False) -> list[str]:
+def text_plot(
+    points: Sequence[Point], unit: str, width: int, *, ascii_only: bool = False
+) -> list[str]:
     """The curve as lines of at most `width` characters, without codes for colours."""
     if not points:
         return []
-    budgets = [f"{p.tokens:,}" for p in points]
+    sizes = [f"{p.size:,}" for p in points]
     rates = [f"{p.tokens_per_second:,.0f}" for p in points]
     waits = [milliseconds(p.latency) for p in points]
-    left = max(len("budget"), *map(len, budgets))
+    left = max(len(unit), *map(len, sizes))
     middle = max(len("tokens/s"), *map(len, rates))
     right = max(len("a batch"), *map(len, waits))
     bar = (width - left - middle - right - len("  " * 4) - 2) // 2
     if bar < _MIN_BAR:
         bar = 0
-    lines = [
-        f"  {'budget':>{left}}  {'tokens/s':>{middle}} {'':<{bar}}  {'a batch':>{right}}".rstrip()
-    ]
+    lines = [f"  {unit:>{left}}  {'tokens/s':>{middle}} {'':<{bar}}  {'a batch':>{right}}".rstrip()]
     most = max(p.tokens_per_second for p in points)
     longest = max(p.latency for p in points)
     mark = ("*" if ascii_only else "▸") + " "
-    for point, budget, rate, wait in zip(points, budgets, rates, waits, strict=True):
+    for point, size, rate, wait in zip(points, sizes, rates, waits, strict=True):
         fast = _bar(point.tokens_per_second / most, bar, ascii_only)
         slow = _bar(point.latency / longest if longest else 0.0, bar, ascii_only)
         start = mark if point.is_chosen else "  "
         lines.append(
-            f"{start}{budget:>{left}}  {rate:>{middle}} {fast}  {wait:>{right}} {slow}".rstrip()
+            f"{start}{size:>{left}}  {rate:>{middle}} {fast}  {wait:>{right}} {slow}".rstrip()
         )
     return lines
 
@@ -91,26 +95,26 @@ def check_plot_path(path: str) -> None:
         ) from None
 
 
-def write_plot(points: Sequence[Point], title: str, path: str) -> None:
+def write_plot(points: Sequence[Point], unit: str, title: str, path: str) -> None:
     """Write the curve as PNG or SVG, by the file's name. Raises StorageError."""
     from matplotlib.figure import Figure
 
-    budgets = [p.tokens for p in points]
+    sizes = [p.size for p in points]
     figure = Figure(figsize=(7, 4), layout="constrained")
     speed = figure.add_subplot()
     wait = speed.twinx()
-    [rates] = speed.plot(budgets, [p.tokens_per_second for p in points], "o-", color="tab:blue")
-    [waits] = wait.plot(budgets, [p.latency * 1000 for p in points], "s--", color="tab:orange")
+    [rates] = speed.plot(sizes, [p.tokens_per_second for p in points], "o-", color="tab:blue")
+    [waits] = wait.plot(sizes, [p.latency * 1000 for p in points], "s--", color="tab:orange")
     speed.set_xscale("log", base=2)
-    speed.set_xticks(budgets, [f"{tokens:,}" for tokens in budgets])
+    speed.set_xticks(sizes, [f"{size:,}" for size in sizes])
     speed.set_ylim(bottom=0)
     wait.set_ylim(bottom=0)
-    speed.set_xlabel("batch budget, tokens")
+    speed.set_xlabel(f"{unit} a batch")
     speed.set_ylabel("tokens/s")
     wait.set_ylabel("a batch, ms")
     for point in points:
         if point.is_chosen:
-            speed.axvline(point.tokens, color="tab:gray", linewidth=0.8, zorder=0)
+            speed.axvline(point.size, color="tab:gray", linewidth=0.8, zorder=0)
     speed.legend([rates, waits], ["throughput", "latency"], loc="lower right")
     speed.set_title(title)
     try:

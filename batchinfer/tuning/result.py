@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.config import RunConfig, flag_name, knob_of
-from batchinfer.profiles import Profile, Trial
+from batchinfer.profiles import UNITS, Profile, Trial
 from batchinfer.reporting.progress import duration
-from batchinfer.tuning.plot import curve_of, milliseconds, text_plot
+from batchinfer.tuning.plot import curve_of, milliseconds, sized_by, text_plot
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ class TuneReport:
             f"{profile.key.task} by {self.model} on {profile.key.device_kind}; tokens of a row: {lengths} "
             f"({self.num_rows:,} rows of the input)",
             "",
-            *text_plot(curve_of(profile), width, ascii_only=ascii_only),
+            *text_plot(curve_of(profile), UNITS[sized_by(profile)], width, ascii_only=ascii_only),
             "",
             f"chosen: {profile.engine} in {profile.dtype}, {profile.settings.to_text()}",
             *(f"  - {reason}" for reason in self.reasons),
@@ -85,6 +85,8 @@ class TuneReport:
 def _agreement(task: str, value: float) -> str:
     if task == "embed":
         return f"smallest cosine {value:.6f}"
+    if task in ("generate", "seq2seq"):
+        return f"{value:.0%} of the answers begin with the same token"
     return f"largest movement of a score {1 - value:.6f}"
 
 

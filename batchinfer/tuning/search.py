@@ -18,7 +18,7 @@ from batchinfer.config import RunConfig
 from batchinfer.engines.base import Engine
 from batchinfer.errors import ModelError
 from batchinfer.machine import usable_cores
-from batchinfer.profiles import Settings, Trial
+from batchinfer.profiles import UNITS, Settings, Size, Trial
 from batchinfer.tuning.lab import Lab, Listener
 from batchinfer.tuning.trial import Bench
 from batchinfer.tuning.verdicts import (
@@ -30,6 +30,7 @@ from batchinfer.tuning.verdicts import (
     is_right,
     rate_at,
     short_of,
+    size_of,
     value_of,
 )
 
@@ -37,6 +38,8 @@ FIRST_TOKENS = {"cpu": 1024, "mps": 1024}
 FIRST_TOKENS_OF_GPU = 4096
 #: No budget is tried above this: a GPU's launches are long enough well below.
 LAST_TOKENS = 1 << 20
+#: Where answers are written, a step takes one token of each row, so rows are what a batch is measured by.
+FIRST_ROWS, LAST_ROWS = 4, 1 << 10
 #: Budgets that are slower than the best, one after the other, before the growth ends.
 PATIENCE = 2
 #: Engines are tried one after the other, while a machine's clock and its other work change: two within
@@ -86,6 +89,11 @@ class Search:
     @property
     def is_on_cpu(self) -> bool:
         return self.device_kind == "cpu"
+
+    @property
+    def sized_by(self) -> Size:
+        """The setting that is a batch's size: what its throughput and its memory go by."""
+        return "max_batch_rows" if self.bench.tokens_ahead else "max_batch_tokens"
 
     @property
     def is_of_text(self) -> bool:
@@ -197,14 +205,14 @@ class Search:
 
     def _choose_budget(self, best: Trial) -> Trial:
         """Double the budget up to the knee, or to where memory ends; then look at smaller ones."""
-        if self.asked.max_batch_tokens is not None:
+        if getattr(self.asked, self.sized_by) is not None:
             return best
-        usual = best.settings.max_batch_tokens or 0
-        larger = [tokens for tokens in self._budgets() if tokens > usual]
-        smaller = [tokens for tokens in self._budgets() if tokens < usual]
+        usual = size_of(best, self.sized_by)
+        larger = [size for size in self._budgets() if size > usual]
+        smaller = [size for size in self._budgets() if size < usual]
         curve, worse, top = [best], 0, best.tokens_per_second
-        for tokens in larger:
-            trial = self._try_budget(tokens, best)
+        for size in larger:
+            trial = self._try_budget(size, best)
             if trial is None or trial.verdict == OUT_OF_MEMORY:
                 break
             worse = worse + 1 if trial.tokens_per_second < top else 0
@@ -213,34 +221,37 @@ class Search:
                 top = max(top, trial.tokens_per_second)
             if worse >= PATIENCE:
                 break
-        for tokens in reversed(smaller):
-            trial = self._try_budget(tokens, best)
+        for size in reversed(smaller):
+            trial = self._try_budget(size, best)
             if trial is None:
                 break
             if is_right(trial):
                 curve.append(trial)
                 top = max(top, trial.tokens_per_second)
         enough = [t for t in curve if t.tokens_per_second >= (1 - NEAR) * top]
-        knee = min(enough, key=lambda t: t.settings.max_batch_tokens or 0)
+        knee = min(enough, key=lambda t: size_of(t, self.sized_by))
         fastest = max(curve, key=lambda t: t.tokens_per_second)
-        shown = f"{knee.settings.max_batch_tokens:,} tokens a batch: "
+        shown = f"{size_of(knee, self.sized_by):,} {UNITS[self.sized_by]} a batch: "
         if len(curve) == 1:
             shown += "no other budget was tried to the end"
         elif knee is fastest:
             shown += "the fastest"
         else:
-            shown += f"the smallest within {NEAR:.0%} of the best ({rate_at(fastest)})"
+            shown += (
+                f"the smallest within {NEAR:.0%} of the best ({rate_at(fastest, self.sized_by)})"
+            )
         if any(t.settings.ceiling_tokens for t in self.lab.trials if is_of(t, best)):
             shown += "; memory ran out above"
         self.reasons.append(shown)
         return knee
 
-    def _try_budget(self, tokens: int, best: Trial) -> Trial | None:
-        name = f"budget {tokens:,}"
-        if not self.lab.has_time(best, tokens=tokens):
+    def _try_budget(self, size: int, best: Trial) -> Trial | None:
+        name = f"{size:,} {UNITS[self.sized_by]} a batch"
+        change: dict[str, Any] = {self.sized_by: size}
+        settings = dataclasses.replace(best.settings, **change)
+        if not self.lab.has_time(best, settings):
             self.not_tried.append(name)
             return None
-        settings = dataclasses.replace(best.settings, max_batch_tokens=tokens)
         return self.lab.try_(best.engine, best.dtype, settings, name, best, compares=False)
 
     def _choose_threads(self, best: Trial) -> Trial:
@@ -328,13 +339,19 @@ class Search:
         if self.asked.engine == "auto":
             engines = ["local"]
             has_openvino = importlib.util.find_spec("openvino") is not None
-            if self.is_on_cpu and has_openvino and self.is_of_text:
+            if self.is_on_cpu and has_openvino and self.is_of_text and not self.bench.tokens_ahead:
                 engines.append("openvino")
         for dtype in dtypes:
             for engine in engines:
                 yield engine, dtype
 
     def _budgets(self) -> Iterator[int]:
+        if self.sized_by == "max_batch_rows":
+            rows = FIRST_ROWS
+            while rows <= min(LAST_ROWS, len(self.bench.sample.order) // 2):
+                yield rows
+                rows *= 2
+            return
         tokens = FIRST_TOKENS.get(self.device_kind, FIRST_TOKENS_OF_GPU)
         # Of a larger one, the sample could not fill two batches a stream.
         while tokens <= min(LAST_TOKENS, self.bench.sample.num_tokens // (2 * self.bench.streams)):

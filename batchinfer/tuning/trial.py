@@ -53,11 +53,18 @@ class Bench:
 
     All settings answer the same windows of the length-sorted sample, so that a small budget is not
     flattered by shorter rows; each repetition moves them on, as no two batches of a run have one shape.
-    `deadline` is by `clock`, in seconds.
+    `deadline` is by `clock`, in seconds. `tokens_ahead`: those that each request may write.
     """
 
-    def __init__(self, sample: Sample, deadline: float, clock: Callable[[], float]) -> None:
+    def __init__(
+        self,
+        sample: Sample,
+        deadline: float,
+        clock: Callable[[], float],
+        tokens_ahead: int = 0,
+    ) -> None:
         self.sample, self.deadline, self.clock = sample, deadline, clock
+        self.tokens_ahead = tokens_ahead
         self.seconds = deadline - clock()
         lengths = sample.requests.cost[sample.order].astype(np.int64)
         #: Tokens before each request of the sorted sample, and all of them.
@@ -80,26 +87,28 @@ class Bench:
 
     def calibrate(self, engine: Engine, budget: BatchBudget) -> None:
         """Choose how much is answered in a repetition, by batches of up to this budget."""
-        size, self.streams = max(1, budget.max_batch_tokens // _FIRST_PART), engine.streams
+        most = self._size(budget)
+        size, self.streams = max(1, most // _FIRST_PART), engine.streams
         while True:
-            part = BatchBudget(size, budget.max_batch_rows)
+            rows = max(1, budget.max_batch_rows * size // most)
+            part = BatchBudget(max(1, budget.max_batch_tokens * size // most), rows)
             batch = self._batches(part, 0, 1, 0, 1)[0]
             everywhere = [batch] * engine.streams
             _, seconds = self._answer(everywhere, engine)
             if seconds < REPETITION_SECONDS:  # else what the first one pays once is little of it
                 _, seconds = self._answer(everywhere, engine)
-            if size == budget.max_batch_tokens or 2 * seconds > REPETITION_SECONDS:
+            if size == most or 2 * seconds > REPETITION_SECONDS:
                 break
-            size = min(budget.max_batch_tokens, _GROWTH * size)
+            size = min(most, _GROWTH * size)
         self.rate = engine.streams * batch.num_tokens / max(1e-9, seconds)
         tokens = REPETITION_SECONDS * self.rate
-        windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // budget.max_batch_tokens)))
+        windows = int(min(MAX_WINDOWS, max(1, 2 * tokens // most)))
         self._windows = 1 << (windows.bit_length() - 1)  # so that they divide among streams
         self._window_tokens = int(tokens / self._windows)
 
     def seconds_for(self, budget: BatchBudget, tokens_per_second: float) -> float:
         """About what measuring a setting takes that is as fast as this."""
-        total, size = int(self._before[-1]), budget.max_batch_tokens
+        total, size = int(self._before[-1]), self._size(budget)
         batches = self._windows * self._per_window(budget)
         alone, a_repetition = min(size, total), min(batches * size, total)
         if a_repetition > alone:  # a batch is timed alone, too, on one stream of several
@@ -160,7 +169,7 @@ class Bench:
 
     def _per_window(self, budget: BatchBudget) -> int:
         """Batches of a window: about the same tokens at each budget, and as many for each stream."""
-        num = max(1, round(self._window_tokens / budget.max_batch_tokens))
+        num = max(1, round(self._window_tokens / self._size(budget)))
         alike = math.lcm(self._windows, self.streams) // self._windows
         return -(-num // alike) * alike
 
@@ -170,14 +179,22 @@ class Bench:
         """Full batches from one of the windows; a rest that fills none is left out."""
         total = int(self._before[-1])
         stratum = total / windows
-        size = min(total, num * budget.max_batch_tokens)
+        size = min(total, num * self._size(budget))
         # In the middle of its share of the sample, and further on with every turn.
         room = max(1.0, stratum - size)
         start = window * stratum + (max(0.0, stratum - size) / 2 + turn * size) % room
         start = min(max(0.0, start), total - size)
         first = int(np.searchsorted(self._before, start, side="right")) - 1
         rows = self.sample.order[first : int(np.searchsorted(self._before, start + 2 * size)) + 1]
-        return cut(self.sample, rows, budget)[:num]
+        return cut(self.sample, rows, budget, self.tokens_ahead)[:num]
+
+    def _size(self, budget: BatchBudget) -> int:
+        """About how many tokens of the input a full batch has."""
+        mean = float(self._before[-1]) / max(1, len(self.sample.order))
+        rows = min(
+            budget.max_batch_rows, budget.max_batch_tokens / max(1.0, mean + self.tokens_ahead)
+        )
+        return max(1, round(rows * mean))
 
     def _answer(self, batches: list[Batch], engine: Engine) -> tuple[int, float]:
         """How many of these were answered before the time was over, at least one, and the seconds."""

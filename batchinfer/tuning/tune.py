@@ -57,7 +57,7 @@ def tune(
         require_writable(path, "the profile", "name another with --profile")
     task = create_task(plan.model, plan.config, plan.input_schema)
     sample = _sample(plan, task, folder, kind)
-    bench = Bench(sample, began + max_seconds, clock)
+    bench = Bench(sample, began + max_seconds, clock, task.tokens_ahead)
     search = Search(
         asked=config,
         resolved=plan.config,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from batchinfer.profiles import Trial
+from batchinfer.profiles import Size, Trial
 from batchinfer.tuning.accuracy import Agreement
 from batchinfer.tuning.trial import HOPELESS, Measured
 
@@ -62,9 +62,14 @@ def short_of(trial: Trial, best: Trial) -> str:
     return share if is_right(trial) else f"{share}, {trial.verdict}"
 
 
-def rate_at(trial: Trial) -> str:
-    """A budget and its rate."""
-    return f"{trial.settings.max_batch_tokens:,}: {trial.tokens_per_second:,.0f} tokens/s"
+def size_of(trial: Trial, sized_by: Size) -> int:
+    """How large a trial's batches are, in tokens or rows; 0: not decided."""
+    return int(getattr(trial.settings, sized_by) or 0)
+
+
+def rate_at(trial: Trial, sized_by: Size) -> str:
+    """A batch's size and its rate."""
+    return f"{size_of(trial, sized_by):,}: {trial.tokens_per_second:,.0f} tokens/s"
 
 
 def value_of(what: str, trial: Trial, usual: int) -> str:
