@@ -39,6 +39,7 @@ from batchinfer.readers.columns import is_list
 from batchinfer.reporting.progress import TqdmProgress
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import width_of
+from batchinfer.tasks.generation import with_settings
 from batchinfer.template import settled
 from batchinfer.worker import StopSignal, answer
 from batchinfer.writers.shard import assemble, output_schema
@@ -58,8 +59,8 @@ def infer(
     "text"; or those that a `template` names), whose columns and index are kept. Where a task takes lists
     (words, documents, messages with "role" and "content"), a text may be one. `settings` are fields of
     RunConfig (task, engine, dtype, device, max_length, max_batch_tokens, output_prefix, …). The answers
-    are `predicted_label` and `predicted_score`, or `embedding`; then `_num_tokens`, `_truncated`, and
-    `_error`: null, or why a row (one that holds no string, say) has no answer.
+    are the columns of the task, `predicted_label` and `predicted_score`, say (docs/tasks.md); then
+    `_num_tokens`, `_truncated`, and `_error`: null, or why a row (one that holds no string) has no answer.
 
     Raises UsageError for a column that is missing, in the way, or of several types where a template takes
     it, and ModelError for the model.
@@ -123,7 +124,8 @@ def infer(
 SETTINGS = (
     "revision", "adapter", "trust_remote_code", "allow_pickle", "task", "engine", "dtype", "max_length",
     "long", "stride", "top_k", "all_scores", "pooling", "normalize", "prompt", "truncate_dim",
-    "embedding_dtype", "aggregation", "features", "max_new_tokens", "temperature", "top_p", "stop",
+    "embedding_dtype", "aggregation", "labels", "labels_column", "hypothesis", "multi_label", "features",
+    "max_new_tokens", "temperature", "top_p", "stop",
     "seed", "generation_config", "chat", "system", "text_column", "text_pair_column", "template",
     "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows",
 )  # fmt: skip
@@ -140,7 +142,7 @@ def _settle(model: str, settings: Mapping[str, Any]) -> RunConfig:
         config = config.model_copy(update={"engine": "local"})
     if config.engine != "fake" and not config.model:
         raise UsageError("no model: name a hub id or a local folder")
-    return settled(config)
+    return with_settings(settled(config))
 
 
 def _lists(frame: pd.DataFrame, names: Sequence[str]) -> dict[str, pa.DataType]:

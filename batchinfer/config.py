@@ -161,7 +161,9 @@ class RunConfig(BaseModel):
         0, "generate, seq2seq: what each row's own draws begin with", TASK, ge=0, le=(1 << 63) - 1
     )
     generation_config: Text = knob(
-        "", "generate, seq2seq: a JSON file of further settings, by transformers' names", TASK
+        "",
+        "generate, seq2seq: further settings by transformers' names, a JSON file or the JSON itself",
+        TASK,
     )
     chat: AutoBool = knob(
         None,

@@ -31,6 +31,7 @@ from batchinfer.readers import (
 from batchinfer.readers.columns import is_list
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import is_feature, width_of
+from batchinfer.tasks.generation import with_settings
 from batchinfer.template import settled
 from batchinfer.writers.shard import output_schema
 
@@ -42,6 +43,9 @@ MAX_CHUNK_ROWS = 16384
 MAX_WRITTEN_ROWS = 1024
 #: Rows of a table are answered much faster, and are not sorted: a shard should hold more of them.
 MAX_TABLE_ROWS = 65536
+_MAX_ROWS_OF = {
+    "module": MAX_TABLE_ROWS, "generate": MAX_WRITTEN_ROWS, "seq2seq": MAX_WRITTEN_ROWS,
+}  # fmt: skip
 #: A chunk's input stays near this, by the largest rows that the sample saw.
 MAX_CHUNK_BYTES = 32 << 20
 #: What a profile chooses of what the answers depend on.
@@ -61,7 +65,7 @@ def make_plan(
     """
     if not (config.output or is_rehearsal):
         raise UsageError("no run folder: name one with --output")
-    asked = config = settled(config)
+    asked = config = with_settings(settled(config))
     config = _resolve_engine(config, previous)
     files = list_inputs(config.inputs, config.format, exclude=config.output)
     options = ReadOptions(
@@ -356,9 +360,8 @@ def _output_schema(
 
 def _chunk_rows(row_bytes: float, task: str) -> int:
     """As many rows as fit in MAX_CHUNK_BYTES, a power of two."""
-    most = MAX_TABLE_ROWS if task == "module" else MAX_CHUNK_ROWS
+    most = _MAX_ROWS_OF.get(task, MAX_CHUNK_ROWS)
     rows = int(MAX_CHUNK_BYTES / max(1.0, row_bytes))
-    most = MAX_WRITTEN_ROWS if task in ("generate", "seq2seq") else MAX_CHUNK_ROWS
     return min(most, 1 << max(0, rows.bit_length() - 1))
 
 

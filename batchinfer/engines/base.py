@@ -205,7 +205,7 @@ class Engine(ABC):
 
     def is_too_large(self, batch: Batch) -> bool:
         """Whether a batch is above what this device was seen to have memory for; one row never is."""
-        return self._ceiling is not None and len(batch) > 1 and _size(batch) > self._ceiling
+        return self._ceiling is not None and len(batch) > 1 and self._size(batch) > self._ceiling
 
     @property
     def ceiling_tokens(self) -> int | None:
@@ -222,11 +222,17 @@ class Engine(ABC):
 
     def _lower_ceiling(self, batch: Batch) -> None:
         """Remember that a batch of this size ran out of memory."""
-        self._ceiling = int(_size(batch) * CEILING_SHARE)
+        self._ceiling = int(self._size(batch) * CEILING_SHARE)
+        more = self.task.tokens_ahead
+        ahead = f" and up to {more:,} more" if more else ""
         log.warning(
-            f"{self.device_kind}: out of memory with {len(batch):,} rows of {batch.max_length:,} tokens; "
-            f"batches of more than {self._ceiling:,} tokens are split from here on"
+            f"{self.device_kind}: out of memory with {len(batch):,} rows of {batch.max_length:,} tokens"
+            f"{ahead}; batches of more than {self._ceiling:,} tokens are split from here on"
         )
+
+    def _size(self, batch: Batch) -> int:
+        """What the budget counts: rows times the longest one's tokens, with those that it may grow by."""
+        return len(batch) * (batch.max_length + self.task.tokens_ahead)
 
     def lost(self, error: Exception) -> DeviceLostError:
         """The error to stop with where `is_fatal`."""
@@ -253,11 +259,6 @@ class _Flying:
     batch: Batch
     landing: Future[Landed] | None
     room: int
-
-
-def _size(batch: Batch) -> int:
-    """What the budget counts: rows times the longest one's tokens."""
-    return len(batch) * batch.max_length
 
 
 def reason(error: BaseException) -> str:

@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import inspect
 import logging
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -33,7 +34,7 @@ from batchinfer.engines.devices import resolve_dtype
 from batchinfer.engines.encoders import load_tokenizer
 from batchinfer.engines.kv_cache import bytes_a_token, make_cache
 from batchinfer.engines.torch_engine import TorchEngine
-from batchinfer.errors import UsageError
+from batchinfer.errors import UsageError, one_line
 from batchinfer.machine import usable_memory
 from batchinfer.tasks.generation import LENGTH, STOP, Generation, seeds_of
 
@@ -59,6 +60,13 @@ _STEADY = frozenset({
 #: Prompts together may be answered by other first scores than alone by this share; see engines/local.py.
 _TOLERANCE = {"float32": 1e-3}
 _TOLERANCE_OF_HALVES = 0.05
+
+
+#: Settings that look at padding, of decoders (on the left) and of encoders with decoders (on the right).
+_LOOKS_AT_PADDING = {
+    False: ("no_repeat_ngram_size",),
+    True: ("encoder_no_repeat_ngram_size", "encoder_repetition_penalty"),
+}
 
 
 class GenerationEngine(TorchEngine):
@@ -114,7 +122,7 @@ class GenerationEngine(TorchEngine):
         self._stops: StopStringCriteria | None = None
         if task.stop:
             tokenizer = load_tokenizer(folder, trust_remote_code)
-            self._stops = StopStringCriteria(tokenizer, list(task.stop))
+            self._stops = _stop_criteria(tokenizer, task.stop)
         if self.device.type == "cpu":
             self._take_threads(threads)
             cpu.tune_allocator()
@@ -141,6 +149,7 @@ class GenerationEngine(TorchEngine):
         inputs = self._inputs(batch, on_the_left=not encodes)
         start = 1 if encodes else batch.max_length
         seeds = seeds_of(batch.fields, batch.lengths) if task.draws else None
+        failed = np.zeros(len(batch), np.bool_)
         cache = None
         if task.num_beams == 1:
             cache = make_cache(self.model, start + task.max_new_tokens)
@@ -152,7 +161,9 @@ class GenerationEngine(TorchEngine):
         while len(rows):
             few = len(rows) // 2 if shrinks and len(rows) > _FEWEST else 0
             ends = _Ends(self._eos, self._stops, start, few)
-            tokens = self._generate(inputs, cache, seeds, ends, start, written)
+            numbers = sampling.Numbers()
+            tokens = self._generate(inputs, cache, seeds, ends, numbers, start, written)
+            failed[rows] |= numbers.failed.cpu().numpy().reshape(len(rows), -1).any(axis=1)
             fresh = tokens[:, start:].cpu().numpy()
             written = fresh.shape[1]
             found[rows, :written] = fresh
@@ -172,7 +183,10 @@ class GenerationEngine(TorchEngine):
         count = np.where(ended > 0, ended, written).astype(np.int32)
         is_answer = np.arange(found.shape[1]) < count[:, None]
         finish = np.where(ended > 0, STOP, LENGTH).astype(np.int8)
-        return Answers({"count": count, "finish": finish, "tokens": found[is_answer]})
+        check = np.where(failed, np.nan, 0).astype(np.float32)
+        return Answers(
+            {"check": check, "count": count, "finish": finish, "tokens": found[is_answer]}
+        )
 
     def _generate(
         self,
@@ -180,14 +194,15 @@ class GenerationEngine(TorchEngine):
         cache: Any,
         seeds: Any,
         ends: _Ends,
+        numbers: sampling.Numbers,
         start: int,
         written: int,
     ) -> torch.Tensor:
         """Go on from `written` new tokens until enough rows have ended: int64[b, t], prompts before."""
         task = self.generation
-        processors = LogitsProcessorList()
+        processors = LogitsProcessorList([numbers])
         if seeds is not None:
-            processors = sampling.warpers(task.settings)
+            processors.extend(sampling.warpers(task.settings))
             processors.append(sampling.Draw(seeds, start))
         settings = self._settings
         if written:
@@ -254,8 +269,15 @@ class GenerationEngine(TorchEngine):
         return config
 
     def _judge_padding(self) -> None:
-        """See on a few prompts whether the model knows what is padded; else lengths are kept apart."""
-        if self.model.config.is_encoder_decoder:
+        """See on a few prompts whether the model knows what is padded; else lengths are kept apart.
+
+        So they are where a setting looks at runs of tokens, or counts them, and would find the padding.
+        """
+        encodes = self.model.config.is_encoder_decoder
+        if any(self.generation.settings.get(name) for name in _LOOKS_AT_PADDING[encodes]):
+            self.pads = False
+            return
+        if encodes:
             return
         vocab = self.model.config.get_text_config().vocab_size
         rows = sample_rows(vocab, min(64, self.task.spec.max_length), self._pad_token_id)
@@ -286,7 +308,7 @@ class GenerationEngine(TorchEngine):
             return_dict_in_generate=True,
             output_logits=True,
         )
-        scores: torch.Tensor = found.logits[0].float()
+        scores: torch.Tensor = found.logits[0].float().cpu()
         return scores
 
     def _budget(self) -> BatchBudget:
@@ -320,13 +342,17 @@ class _Ends(StoppingCriteria):
         fresh: Any = input_ids[:, self._start :]
         if not len(self.at):
             self.at = torch.zeros(len(fresh), dtype=torch.int64, device=fresh.device)
+            self._is_over = torch.zeros((), dtype=torch.bool, device=fresh.device)
             self._ids = torch.tensor(self._eos, dtype=fresh.dtype, device=fresh.device)
         ends = torch.isin(fresh[:, -1], self._ids)
         if self._stops is not None:
             ends |= self._stops(fresh, scores)
-        self.at = torch.where((self.at == 0) & ends, fresh.shape[1], self.at)
+        # Where transformers asks behind the end (it may put its own question off), nothing changes.
+        is_fresh = (self.at == 0) & ends & ~self._is_over
+        self.at = torch.where(is_fresh, fresh.shape[1], self.at)
         going = self.at == 0
-        return ~going | (going.sum() <= self._few)  # type: ignore[return-value]
+        self._is_over = going.sum() <= self._few
+        return ~going | self._is_over  # type: ignore[return-value]
 
 
 def _by_length(batch: Batch) -> list[Batch]:
@@ -340,6 +366,16 @@ def _by_length(batch: Batch) -> list[Batch]:
         parts.append(Batch(batch.chunk, batch.indices[begin:end], lengths, fields))
         begin, first = end, last
     return parts
+
+
+def _stop_criteria(tokenizer: Any, stops: Sequence[str]) -> StopStringCriteria:
+    """What finds stops in tokens. Raises UsageError for one that no token of the model ends."""
+    try:
+        return StopStringCriteria(tokenizer, list(stops))
+    except Exception as error:  # whatever it raises for a text that its vocabulary cannot write
+        raise UsageError(
+            f"--stop: the model cannot write {' or '.join(map(repr, stops))}: {one_line(error)}"
+        ) from None
 
 
 def _as_list(tokens: Any) -> list[int]:

@@ -6,14 +6,19 @@ from typing import Any
 
 import torch
 from transformers import DynamicCache
-from transformers.cache_utils import DynamicLayer
+from transformers.cache_utils import DynamicLayer, DynamicSlidingWindowLayer
 
 
 def make_cache(model: Any, capacity: int) -> DynamicCache | None:
-    """A cache for as many tokens a row; None for a model that keeps something else than those of each."""
+    """A cache for as many tokens a row; None for a model that keeps something else than those of each.
+
+    The states of layers without attention cannot be parted by rows.
+    """
     if model.config.is_encoder_decoder or not model._supports_default_dynamic_cache():
         return None
     cache = DynamicCache(config=model.config)
+    if not all(type(layer) in (DynamicLayer, DynamicSlidingWindowLayer) for layer in cache.layers):
+        return None
     cache.layers = [
         RoomyLayer(capacity) if type(layer) is DynamicLayer else layer for layer in cache.layers
     ]

@@ -164,7 +164,7 @@ def _describe(
     default = min(limit or _DEFAULT_LENGTH, settings.get("max_seq_length") or _NO_LIMIT)
     if max_length and limit and max_length > limit:
         raise UsageError(f"--max-length {max_length} is more than {model} takes: {limit} tokens")
-    generation = {}
+    generation: dict[str, Any] = {}
     if task in _WRITING:
         from batchinfer.engines import sampling
 

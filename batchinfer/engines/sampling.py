@@ -28,6 +28,11 @@ _IGNORED = (
     "output_hidden_states", "output_scores", "output_logits", "return_dict_in_generate",
     "cache_implementation", "num_assistant_tokens", "compile_config", "cache_config",
 )  # fmt: skip
+#: Settings that are whole numbers, and the least that they may be.
+_COUNTS = {
+    "max_new_tokens": 1, "min_new_tokens": 0, "num_beams": 1, "no_repeat_ngram_size": 0,
+    "encoder_no_repeat_ngram_size": 0,
+}  # fmt: skip
 #: What generates otherwise than a row at a time, or several answers a row.
 _REFUSED = {
     "num_return_sequences": 1, "num_beam_groups": 1, "penalty_alpha": None, "constraints": None,
@@ -40,16 +45,16 @@ def resolve(
     model_config: Any,
     folder: Path,
     given: Mapping[str, Any],
-    file: str,
+    more: str,
     model: str,
     limit: int | None,
 ) -> dict[str, Any]:
     """The settings of a job, by transformers' names: the model's, those of a file, and what was given.
 
-    `given`: settings by the names of RunConfig, None where they are left open. `limit`: tokens that the
-    model takes. Raises UsageError for a
-    file that is none, for settings that contradict each other, and for what is not supported;
-    ModelError where the model's own cannot be read.
+    `given`: settings by the names of RunConfig, None where they are left open. `more`: further ones by
+    transformers' names, as JSON. `limit`: tokens that the model takes. Raises UsageError for settings that
+    there are not, that contradict each other or that are not supported; ModelError where the model's own
+    cannot be read.
     """
     try:
         if (folder / "generation_config.json").is_file():
@@ -60,9 +65,19 @@ def resolve(
         raise ModelError(
             f"{model}: its generation_config.json cannot be used: {one_line(error)}"
         ) from None
-    settings = {**own.to_diff_dict(), **(_read(file) if file else {})}
+    stated = _stated(more) if more else {}
+    if "max_length" in stated and not model_config.is_encoder_decoder:
+        raise UsageError(
+            "--generation-config: max_length would count the prompt; give max_new_tokens instead"
+        )
+    settings = {**own.to_diff_dict(), **stated}
     longest = settings.get("max_length")
-    settings = {name: value for name, value in settings.items() if name not in _IGNORED}
+    settings = {
+        # transformers takes no whole number for a penalty, and says so when it writes.
+        name: float(value) if name.endswith("_penalty") and type(value) is int else value
+        for name, value in settings.items()
+        if name not in _IGNORED and value is not None
+    }
     for name, harmless in _REFUSED.items():
         if settings.get(name) not in (None, harmless):
             raise UsageError(
@@ -88,27 +103,48 @@ def resolve(
         settings = {name: value for name, value in settings.items() if name not in DRAWING}
         settings.pop("do_sample", None)
     usual = DEFAULT_NEW_TOKENS
+    # Of the decoder's positions, the token that it starts with has one.
+    most = (getattr(model_config, "max_position_embeddings", None) or 2 << 30) - 1
     if not model_config.is_encoder_decoder:
         usual = min(usual, (limit or 2 * usual) // 2)
-    elif longest:  # a decoder's max_length would count the prompt
-        usual = longest
-    settings.setdefault("max_new_tokens", usual)
+    elif type(longest) is int and longest > 1:  # it counts the token that the decoder starts with
+        usual = longest - 1
+    settings.setdefault("max_new_tokens", min(usual, most))
+    _check(settings, model)
+    if model_config.is_encoder_decoder and (asked := settings["max_new_tokens"]) > most:
+        raise UsageError(f"--max-new-tokens {asked}: {model} writes no more than {most:,}")
     return dict(sorted(settings.items()))
 
 
-def _read(file: str) -> dict[str, Any]:
-    try:
-        settings = json.loads(Path(file).read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UsageError(f"--generation-config {file}: cannot be read: {one_line(error)}") from None
+def _stated(text: str) -> dict[str, Any]:
+    settings: dict[str, Any] = json.loads(text)
     known = GenerationConfig().to_dict()  # type: ignore[no-untyped-call]
-    if not isinstance(settings, dict):
-        raise UsageError(f"--generation-config {file}: should be a JSON object of settings")
     if unknown := [name for name in settings if name not in known and name not in _IGNORED]:
-        raise UsageError(
-            f"--generation-config {file}: transformers knows no setting '{unknown[0]}'"
-        )
+        raise UsageError(f"--generation-config: transformers knows no setting '{unknown[0]}'")
     return settings
+
+
+def _check(settings: Mapping[str, Any], model: str) -> None:
+    """See that values are what they must be: transformers looks at some of them, and late."""
+    for name, value in settings.items():
+        least, wanted = _COUNTS.get(name), ""
+        if least is not None and (type(value) is not int or value < least):
+            wanted = f"a whole number of {least} or more"
+        elif name.endswith("_token_id"):
+            ids = value if isinstance(value, (list, tuple)) else [value]
+            if not all(type(token) is int for token in ids):
+                wanted = "the number of a token, or a list of them"
+        if wanted:
+            raise UsageError(
+                f"{model}: the generation setting {name} is {value!r:.100}, and should be {wanted}; set "
+                "another with --generation-config"
+            )
+    try:
+        GenerationConfig(**settings)  # type: ignore[no-untyped-call]
+    except Exception as error:  # whatever its validation raises
+        raise UsageError(
+            f"{model}: the generation settings cannot be used: {one_line(error)}"
+        ) from None
 
 
 def warpers(settings: Mapping[str, Any]) -> LogitsProcessorList:
@@ -131,6 +167,18 @@ def warpers(settings: Mapping[str, Any]) -> LogitsProcessorList:
     return found
 
 
+class Numbers(LogitsProcessor):
+    """Leaves scores as they are, and remembers rows that had one that is no number: `failed` bool[b]."""
+
+    def __init__(self) -> None:
+        self.failed = torch.zeros(0, dtype=torch.bool)
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
+        failed = scores.isnan().any(dim=-1)
+        self.failed = failed if not len(self.failed) else self.failed | failed
+        return scores
+
+
 class Draw(LogitsProcessor):
     """Draws the next token of each row, and leaves it as the only choice.
 
@@ -143,13 +191,15 @@ class Draw(LogitsProcessor):
 
     def __call__(self, input_ids: torch.LongTensor, scores: torch.FloatTensor) -> torch.FloatTensor:
         step = input_ids.shape[1] - self._prompt_length
-        drawn = torch.from_numpy(uniform(self._seeds, step)).to(scores.device)
-        cumulated = scores.double().softmax(dim=-1).cumsum(dim=-1)
+        # Apple's GPUs compute nothing in float64.
+        device = "cpu" if scores.device.type == "mps" else scores.device
+        drawn = torch.from_numpy(uniform(self._seeds, step)).to(device)
+        cumulated = scores.to(device).double().softmax(dim=-1).cumsum(dim=-1)
         # Of the whole, which rounding leaves near 1; "right": a token of probability 0 is never met.
         target = drawn[:, None] * cumulated[:, -1:]
         token = torch.searchsorted(cumulated, target, right=True)
         token.clamp_(max=scores.shape[-1] - 1)
-        chosen = torch.full_like(scores, -torch.inf).scatter_(1, token, 0.0)
+        chosen = torch.full_like(scores, -torch.inf).scatter_(1, token.to(scores.device), 0.0)
         return chosen  # type: ignore[return-value]
 
 

@@ -96,6 +96,7 @@ class FillMask(OnePass):
         if why:
             hook.remove()
             log.debug(f"the head looks at every token, not at the mask tokens alone: {why}")
+            return  # of every token, the best logits in float32 would take more memory than the model
         vocabulary = model.get_output_embeddings()
         if getattr(vocabulary, "out_features", 0) >= self.spec.vocab_size:
             vocabulary.register_forward_hook(_widen_best)

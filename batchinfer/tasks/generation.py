@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any, ClassVar
 
 import numpy as np
@@ -12,7 +13,7 @@ import pyarrow as pa
 
 from batchinfer.config import RunConfig
 from batchinfer.core import AnsweredChunk, Chunk, ModelSpec, Requests
-from batchinfer.errors import UsageError
+from batchinfer.errors import UsageError, one_line
 from batchinfer.tasks.base import AnswerField, Head, Task, scatter, valid_rows
 from batchinfer.tokenization import Encoder
 
@@ -21,6 +22,26 @@ FINISHES = ("length", "stop")
 LENGTH, STOP = range(2)
 #: The field that holds a row's seed, once for each of its tokens: batches carry fields alone.
 SEED = "seed"
+
+
+def with_settings(config: RunConfig) -> RunConfig:
+    """The configuration with what the file of `generation_config` says in its place, as JSON.
+
+    Raises UsageError for a file that cannot be read, and for what is no JSON object.
+    """
+    if not (stated := config.generation_config.strip()):
+        return config
+    where, text = "--generation-config", stated
+    try:
+        if not stated.startswith("{"):
+            where += f" {stated}"
+            text = Path(stated).read_text(encoding="utf-8")
+        settings = json.loads(text)
+    except (OSError, ValueError, RecursionError) as error:
+        raise UsageError(f"{where}: cannot be read: {one_line(error)}") from None
+    if not isinstance(settings, dict):
+        raise UsageError(f"{where}: should be a JSON object of settings")
+    return config.model_copy(update={"generation_config": json.dumps(settings, sort_keys=True)})
 
 
 class Generation(Task):
@@ -55,6 +76,8 @@ class Generation(Task):
                 f"{self.num_beams} beams and sampling together are not supported: take --temperature 0, "
                 "or a --generation-config with num_beams 1"
             )
+        if not all(self.stop):
+            raise UsageError("--stop: is empty, and would end every answer where it begins")
         if self.stop and self.num_beams > 1:
             raise UsageError(
                 f"--stop: not with {self.num_beams} beams; take a --generation-config with num_beams 1"
@@ -93,7 +116,9 @@ class Generation(Task):
 
     @property
     def answers(self) -> Mapping[str, AnswerField]:
+        """The tokens of each request, why they end, and `check`, NaN where scores were no numbers."""
         return {
+            "check": AnswerField(np.float32),
             "count": AnswerField(np.int32, high=min(9, self.max_new_tokens + 1)),
             "finish": AnswerField(np.int8, high=len(FINISHES)),
             "tokens": AnswerField(np.int32, high=256, counted_by="count"),

@@ -106,7 +106,10 @@ def answers_of(
                 start = int(before[name][batch.indices[0]])  # rows of a batch follow one another
                 if counted_by := engine.task.answers[name].counted_by:
                     counts = answers.values[counted_by].astype(np.int64)
-                    found = found[np.cumsum(counts) - counts]
+                    starts = (np.cumsum(counts) - counts)[counts > 0]
+                    first = np.full((len(counts), *found.shape[1:]), -1, found.dtype)
+                    first[counts > 0] = found[starts]
+                    found = first
                 values[name][start : start + len(found)] = found
     return values
 

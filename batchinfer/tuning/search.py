@@ -293,7 +293,7 @@ class Search:
         """
         if self.is_on_cpu or self.device_kind == "mps" or self.asked.compile:
             return
-        if best.engine != "local":
+        if best.engine != "local" or self.bench.tokens_ahead:
             return
         if not self.lab.has_time(best, loads=True):
             self.not_tried.append("compiled")

@@ -43,11 +43,6 @@ class Measured:
     is_short: bool = False
 
 
-def has_run_out(engine: Engine, budget: BatchBudget) -> bool:
-    """Whether memory did not suffice for batches of this budget: the engine splits them by now."""
-    return engine.ceiling_tokens is not None and engine.ceiling_tokens < budget.max_batch_tokens
-
-
 class Bench:
     """Times engines on a sample.
 
@@ -150,7 +145,7 @@ class Bench:
             tokens = sum(batch.num_tokens for batch in batches[:answered])
             rates.append(tokens / max(1e-9, seconds))
             last = self.clock() - began
-            if has_run_out(engine, budget):
+            if engine.ceiling_tokens is not None and engine.ceiling_tokens < self._largest(budget):
                 return _summary(rates, latencies, ran_out=True)
             if not turn and rates[0] < HOPELESS * best:
                 return _summary(rates, latencies, is_hopeless=True)
@@ -187,6 +182,13 @@ class Bench:
         first = int(np.searchsorted(self._before, start, side="right")) - 1
         rows = self.sample.order[first : int(np.searchsorted(self._before, start + 2 * size)) + 1]
         return cut(self.sample, rows, budget, self.tokens_ahead)[:num]
+
+    def _largest(self, budget: BatchBudget) -> int:
+        """The largest batch of a budget, as it counts: one of more is split, as memory did not suffice."""
+        if not self.tokens_ahead:
+            return budget.max_batch_tokens
+        longest = int(self.sample.requests.cost.max()) + self.tokens_ahead
+        return min(budget.max_batch_tokens, budget.max_batch_rows * longest)
 
     def _size(self, budget: BatchBudget) -> int:
         """About how many tokens of the input a full batch has."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
 from batchinfer.tasks import create_task
+from batchinfer.tasks.generation import with_settings
 from tests.engines import made
 
 NEW_TOKENS = 12
@@ -139,7 +141,7 @@ def test_beams_and_penalties_are_those_of_generate(
     ("architecture", "settings"),
     [
         *((architecture, {}) for architecture in DECODERS),
-        ("llama", {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2}),
+        ("llama", {"repetition_penalty": 1.7}),
         ("llama", {"min_new_tokens": 4}),
     ],
 )
@@ -402,8 +404,10 @@ def test_keys_and_values_have_room_and_overflow_it() -> None:
 def test_the_settings_of_the_model_of_a_file_and_of_flags(writer: Writer, tmp_path: Path) -> None:
     folder = writer("llama", temperature=0.6, do_sample=True, top_p=0.9, max_new_tokens=5)
 
-    def settings(**given: Any) -> dict[str, Any]:
-        return json.loads(describe(str(folder), writing=given)[0].generation)
+    def settings(generation_config: str = "", **given: Any) -> dict[str, Any]:
+        more = with_settings(RunConfig(generation_config=generation_config)).generation_config
+        writing = {**given, "generation_config": more}
+        return json.loads(describe(str(folder), writing=writing)[0].generation)
 
     own = settings()
     assert own.pop("eos_token_id")[0] == 5
@@ -419,12 +423,97 @@ def test_the_settings_of_the_model_of_a_file_and_of_flags(writer: Writer, tmp_pa
         ("[1]", "should be a JSON object"),
         ("{", "cannot be read"),
         ('{"num_return_sequences": 3}', "num_return_sequences is not supported"),
+        ('{"max_length": 50}', "give max_new_tokens instead"),
+        ('{"max_new_tokens": 0}', "max_new_tokens is 0, and should be a whole number of 1 or more"),
+        ('{"max_new_tokens": "100"}', "max_new_tokens is '100', and should be a whole number"),
+        ('{"eos_token_id": "</s>"}', "eos_token_id is '</s>', and should be the number of a token"),
+        ('{"early_stopping": "x"}', "the generation settings cannot be used: .*early_stopping"),
     ):
         file.write_text(content)
         with pytest.raises(UsageError, match=why):
             settings(generation_config=str(file))
+    unset = settings('{"max_new_tokens": null, "top_k": 9}')["max_new_tokens"]
+    assert unset == 128, "half of what the model takes, as if nobody had said"
     with pytest.raises(UsageError, match="means nothing with --temperature 0"):
         settings(temperature=0, top_p=0.5)
+
+
+def test_a_file_of_settings_is_part_of_the_job_and_not_asked_again(
+    writer: Writer, tmp_path: Path
+) -> None:
+    file = tmp_path / "settings.json"
+    file.write_text('{"repetition_penalty": 1.5, "max_new_tokens": 4}')
+    source = tmp_path / "in.jsonl"
+    source.write_text("".join(json.dumps({"text": text}) + "\n" for text in made.texts(9)))
+    job = RunConfig(
+        inputs=(str(source),), model=str(writer("llama")), output=str(tmp_path / "out"),
+        dtype="float32", generation_config=str(file), workers=0,
+    )  # fmt: skip
+    run(job)
+    inline = '{"max_new_tokens": 4, "repetition_penalty": 1.5}'
+    again = run(job.model_copy(update={"generation_config": inline}))
+    assert (again.new_rows, again.num_rows) == (0, 9), "the same settings are the same job"
+    file.unlink()
+    assert resume(tmp_path / "out").num_rows == 9
+
+
+def test_an_encoder_decoder_writes_as_many_tokens_as_generate(
+    writer: Writer, tmp_path: Path
+) -> None:
+    """Its `max_length` counts the token that the decoder starts with."""
+    folder, texts = writer("bart", max_length=9), made.texts(12, longest=20)
+    rows = answers(tmp_path, folder, texts, max_new_tokens=None)
+    model, expected = load(folder), []
+    for ids in prompts_of(folder, texts):
+        tokens = model.generate(torch.tensor([ids]), pad_token_id=1)[0, 1:].tolist()
+        expected.append({"num_generated_tokens": len(tokens)})
+    assert differences(rows, expected) == 0
+    assert max(row["num_generated_tokens"] for row in rows) == 8
+    with pytest.raises(UsageError, match="--max-new-tokens 256: .* writes no more than 255"):
+        describe(str(folder), writing={"max_new_tokens": 256})
+
+
+def test_scores_that_are_no_numbers_are_an_error_of_their_row(
+    writer: Writer, tmp_path: Path
+) -> None:
+    folder, texts = tmp_path / "llama", made.texts(40, longest=30)
+    shutil.copytree(writer("llama"), folder)
+    sick = next(i for i, ids in enumerate(prompts_of(folder, texts)) if len(ids) > 8)
+    poison = prompts_of(folder, texts)[sick][4]
+    model = load(folder)
+    with torch.inference_mode():
+        model.get_input_embeddings().weight[poison] = torch.nan
+    model.save_pretrained(folder)
+    hit = [poison in ids for ids in prompts_of(folder, texts)]
+    assert 0 < sum(hit) < 40
+    rows = answers(tmp_path, folder, texts, max_batch_rows=40)
+    for row, is_hit in zip(rows, hit, strict=True):
+        if is_hit:
+            assert row["_error"] == "the model's answer is NaN or infinite"
+    healthy = [row for row, is_hit in zip(rows, hit, strict=True) if not is_hit]
+    assert sum(row["_error"] is None for row in healthy) > 0.5 * len(healthy)
+
+
+def test_a_stop_that_cannot_be_is_told(writer: Writer, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="--stop: is empty"):
+        answers(tmp_path, writer("llama"), ["a"], stop=("",))
+    with pytest.raises(UsageError, match="--stop: the model cannot write '☃'"):
+        answers(tmp_path, writer("t5"), ["a"], stop=("☃",))
+
+
+@pytest.mark.parametrize("architecture", ["gpt2", "bart"])
+def test_settings_that_look_at_padding_keep_lengths_apart(
+    writer: Writer, tmp_path: Path, architecture: str
+) -> None:
+    folder = writer(architecture)
+    setting = "no_repeat_ngram_size" if architecture == "gpt2" else "encoder_repetition_penalty"
+    settings: dict[str, Any] = {setting: 2}
+    file = tmp_path / "generation.json"
+    file.write_text(json.dumps(settings))
+    texts = [*made.texts(20, longest=30), "ba", "ba ba", "la"]
+    rows = answers(tmp_path, folder, texts, generation_config=str(file))
+    asked = settings if architecture == "gpt2" else {setting: 2.0}
+    assert differences(rows, alone(folder, prompts_of(folder, texts), **asked)) == 0
 
 
 @pytest.mark.parametrize(
