@@ -114,10 +114,19 @@ def enable(model: Any, head: Head) -> None:
         _hand_one_state_a_row(model.base_model, pooling)
 
 
-def first_position(config: Any) -> int:
-    """The position id of a row's first token."""
-    behind = config.model_type in _POSITIONS_BEHIND_PADDING
-    return int(config.pad_token_id) + 1 if behind else 0
+def positions(config: Any, ids: torch.Tensor, starts: torch.Tensor) -> torch.Tensor:
+    """The position of each token in its row: `ids` int64[t], `starts` int64[t] where its row begins.
+
+    Where positions begin behind the padding token's, that token has none of its own, wherever it
+    stands: a text that says "<pad>" holds one, too.
+    """
+    if config.model_type not in _POSITIONS_BEHIND_PADDING:
+        return torch.arange(len(ids), device=ids.device) - starts
+    padding = int(config.pad_token_id)
+    counts = (ids != padding).long()
+    so_far = counts.cumsum(0)
+    before = (so_far - counts)[starts]
+    return (so_far - before) * counts + padding
 
 
 def attend(

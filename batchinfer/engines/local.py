@@ -173,10 +173,8 @@ class LocalEngine(PassEngine):
         edges, total = self._to_device(bounds), batch.num_tokens + spare
         # With the size of its result given, this needs no count from the device.
         starts = edges[:-1].repeat_interleave(edges.diff(), output_size=total)
-        place = torch.arange(total, device=self.device) - starts
         longest = max(batch.max_length, spare)
         inputs: dict[str, Any] = {
-            "position_ids": (place + packing.first_position(self.model.config))[None],
             "cu_seq_lens_q": edges,
             "cu_seq_lens_k": edges,
             "max_length_q": longest,
@@ -187,6 +185,8 @@ class LocalEngine(PassEngine):
                 padding = self.pad_token_id if name == "input_ids" else 0
                 flat = self._to_device(values).long()
                 inputs[name] = torch.nn.functional.pad(flat, (0, spare), value=padding)[None]
+        ids = inputs["input_ids"][0]
+        inputs["position_ids"] = packing.positions(self.model.config, ids, starts)[None]
         if "token_type_ids" in self._parameters and "token_type_ids" not in inputs:
             # BERT would take them from a buffer that is as long as its longest row.
             inputs["token_type_ids"] = torch.zeros_like(inputs["input_ids"])

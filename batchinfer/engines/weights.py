@@ -137,9 +137,10 @@ def _merged(read: Callable[..., Any], adapter: Path, dtype: str, name: str) -> A
 
 def _widen_head(model: Any) -> None:
     """Compute the logits in float32: in bfloat16 neighbouring scores would round to the same."""
+    labels = model.config.num_labels  # BART's and T5's classifiers have no attribute of this name
     for name, module in model.named_modules():
         # "score" is a decoder's head, which looks at every token: too many to widen.
-        is_last = _is_plain(module) and module.out_features == model.num_labels
+        is_last = _is_plain(module) and module.out_features == labels
         if is_last and not name.startswith(model.base_model_prefix + ".") and name != "score":
             module.float().register_forward_pre_hook(lambda _, states: (states[0].float(),))
 

@@ -61,14 +61,19 @@ def minilm() -> Path:
 @pytest.fixture(scope="session")
 def questions() -> list[str]:
     """150 real texts: grade-school mathematics questions."""
-    root = Path(os.environ.get("BATCHINFER_CORPORA", REPOSITORY.parent / "shared" / "data"))
-    file = root / "gsm8k" / "grade_school_math" / "data" / "train.jsonl"
-    if not file.is_file():
-        pytest.skip(
-            "the corpus gsm8k is not there; set BATCHINFER_CORPORA to the folder that has it"
-        )
+    file = corpus("gsm8k/grade_school_math/data/train.jsonl")
     with file.open(encoding="utf-8") as lines:
         return [json.loads(line)["question"] for line, _ in zip(lines, range(150), strict=False)]
+
+
+def corpus(name: str) -> Path:
+    """A file of the corpora; where it is not there, the test is skipped."""
+    root = Path(os.environ.get("BATCHINFER_CORPORA", REPOSITORY.parent / "shared" / "data"))
+    if not (root / name).is_file():
+        pytest.skip(
+            f"the corpus {name} is not there; set BATCHINFER_CORPORA to the folder that has it"
+        )
+    return root / name
 
 
 def ask(

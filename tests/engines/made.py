@@ -52,15 +52,9 @@ def texts(count: int, seed: int = 0, longest: int = 90) -> list[str]:
     return made
 
 
-def wordpiece() -> Tokenizer:
+def wordpiece(lines: list[str] | None = None) -> Tokenizer:
     """As in BERT and DistilBERT."""
-    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
-    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
-    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
-    special = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
-    tokenizer.train_from_iterator(
-        texts(500), WordPieceTrainer(vocab_size=700, special_tokens=special)
-    )
+    tokenizer = _wordpiece(["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"], lines)
     tokenizer.post_processor = processors.TemplateProcessing(
         single="[CLS] $A [SEP]",
         pair="[CLS] $A [SEP] $B:1 [SEP]:1",
@@ -69,7 +63,27 @@ def wordpiece() -> Tokenizer:
     return tokenizer
 
 
-def byte_level(pattern: str | None = None) -> Tokenizer:
+def mpnet(lines: list[str] | None = None) -> Tokenizer:
+    """As in MPNet: WordPiece between RoBERTa's special tokens."""
+    tokenizer = _wordpiece(["<s>", "<pad>", "</s>", "[UNK]", "<mask>"], lines)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="<s> $A </s>",
+        pair="<s> $A </s> </s> $B:1 </s>:1",
+        special_tokens=[("<s>", 0), ("</s>", 2)],
+    )
+    return tokenizer
+
+
+def _wordpiece(special: list[str], lines: list[str] | None) -> Tokenizer:
+    tokenizer = Tokenizer(models.WordPiece(unk_token="[UNK]"))
+    tokenizer.normalizer = normalizers.BertNormalizer(lowercase=True)
+    tokenizer.pre_tokenizer = pre_tokenizers.BertPreTokenizer()
+    trainer = WordPieceTrainer(vocab_size=_size(700, lines), special_tokens=special)
+    tokenizer.train_from_iterator(lines or texts(500), trainer)
+    return tokenizer
+
+
+def byte_level(pattern: str | None = None, lines: list[str] | None = None) -> Tokenizer:
     """As in RoBERTa and GPT-2; with a pattern, as in Llama 3."""
     tokenizer = Tokenizer(models.BPE())
     split: Any = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -83,34 +97,66 @@ def byte_level(pattern: str | None = None) -> Tokenizer:
     tokenizer.pre_tokenizer = split
     tokenizer.decoder = decoders.ByteLevel()
     trainer = BpeTrainer(
-        vocab_size=900,
+        vocab_size=_size(900, lines),
         special_tokens=["<s>", "<pad>", "</s>", "<unk>", "<mask>", "<|endoftext|>"],
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
     )
-    tokenizer.train_from_iterator(texts(500), trainer)
+    tokenizer.train_from_iterator(lines or texts(500), trainer)
     return tokenizer
 
 
-def roberta() -> Tokenizer:
-    tokenizer = byte_level()
+def roberta(lines: list[str] | None = None) -> Tokenizer:
+    tokenizer = byte_level(lines=lines)
     tokenizer.post_processor = processors.RobertaProcessing(("</s>", 2), ("<s>", 0))
     return tokenizer
 
 
-def unigram() -> Tokenizer:
+def unigram(lines: list[str] | None = None) -> Tokenizer:
     """As in XLM-R."""
+    tokenizer = _unigram(["<s>", "<pad>", "</s>", "<unk>", "<mask>"], lines)
+    tokenizer.post_processor = processors.RobertaProcessing(
+        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
+    )
+    return tokenizer
+
+
+def deberta(lines: list[str] | None = None) -> Tokenizer:
+    """As in DeBERTa-v2: Unigram between BERT's special tokens."""
+    tokenizer = _unigram(["[PAD]", "[CLS]", "[SEP]", "[UNK]", "[MASK]"], lines)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="[CLS] $A [SEP]",
+        pair="[CLS] $A [SEP] $B:1 [SEP]:1",
+        special_tokens=[("[CLS]", 1), ("[SEP]", 2)],
+    )
+    return tokenizer
+
+
+def t5(lines: list[str] | None = None) -> Tokenizer:
+    """As in T5: nothing stands before a text."""
+    tokenizer = _unigram(["<pad>", "</s>", "<s>", "<unk>"], lines)
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single="$A </s>", pair="$A </s> $B </s>", special_tokens=[("</s>", 1)]
+    )
+    return tokenizer
+
+
+def _unigram(special: list[str], lines: list[str] | None) -> Tokenizer:
+    """The fourth special token stands for what is not in the vocabulary."""
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence(
         [normalizers.NFKC(), normalizers.Replace(Regex(" {2,}"), " ")]
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Metaspace()
-    special = ["<s>", "<pad>", "</s>", "<unk>", "<mask>"]
-    trainer = UnigramTrainer(vocab_size=600, special_tokens=special, unk_token="<unk>")
-    tokenizer.train_from_iterator(texts(500), trainer)
-    tokenizer.post_processor = processors.RobertaProcessing(
-        ("</s>", 2), ("<s>", 0), trim_offsets=True, add_prefix_space=True
+    trainer = UnigramTrainer(
+        vocab_size=_size(600, lines), special_tokens=special, unk_token=special[3]
     )
+    tokenizer.train_from_iterator(lines or texts(500), trainer)
     return tokenizer
+
+
+def _size(usual: int, lines: list[str] | None) -> int:
+    """The size of a vocabulary: real texts need a larger one than made-up words."""
+    return usual if lines is None else 4000
 
 
 def sentencepiece_bpe() -> Tokenizer:
@@ -158,7 +204,11 @@ ARCHITECTURES: dict[str, tuple[Any, str, dict[str, Any]]] = {
 FURTHER: dict[str, tuple[Any, str, dict[str, Any]]] = {
     "albert": (wordpiece, "Albert", {**_BERT, "embedding_size": 32, "max_position_embeddings": 128}),
     "camembert": (unigram, "Camembert", _ROBERTA),
-    "electra": (wordpiece, "Electra", {**_BERT, "embedding_size": 32}),
+    "electra": (
+        wordpiece,
+        "Electra",
+        {**_BERT, "embedding_size": 32, "max_position_embeddings": 128},
+    ),
     "eurobert": (
         roberta,
         "EuroBert",
@@ -204,17 +254,32 @@ WRITERS: dict[str, tuple[Any, str, dict[str, Any]]] = {
     ),
     "marian": (unigram, "MarianMTModel", {**_BART, "decoder_start_token_id": 1}),
 }  # fmt: skip
-#: Masked language models that are padded.
+#: Those whose rows are padded: told to attend packed, most of them say nothing and answer nonsense.
 PADDED: dict[str, tuple[Any, str, dict[str, Any]]] = {
-    "mpnet": (roberta, "MPNet", _ROBERTA),
+    "bart": (
+        roberta,
+        "Bart",
+        {
+            "d_model": 64, "encoder_layers": 2, "decoder_layers": 2, "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4, "encoder_ffn_dim": 96, "decoder_ffn_dim": 96,
+            "max_position_embeddings": 128,
+        },
+    ),
     "deberta-v2": (
-        unigram,
+        deberta,
         "DebertaV2",
         {
-            **_BERT, "max_position_embeddings": 128, "pad_token_id": 1, "type_vocab_size": 0,
-            "relative_attention": True, "position_buckets": 16, "pos_att_type": ["p2c", "c2p"],
-            "position_biased_input": False, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+            **_BERT, "max_position_embeddings": 128, "type_vocab_size": 0, "relative_attention": True,
+            "position_buckets": 16, "norm_rel_ebd": "layer_norm", "share_att_key": True,
+            "pos_att_type": ["p2c", "c2p"], "position_biased_input": False,
         },
+    ),
+    "mpnet": (mpnet, "MPNet", {**_BERT, "max_position_embeddings": 130}),
+    "t5": (
+        t5,
+        "T5",
+        {"d_model": 64, "d_kv": 16, "d_ff": 96, "num_layers": 2, "num_heads": 4,
+         "decoder_start_token_id": 0},
     ),
 }  # fmt: skip
 _SPECIAL = {
@@ -233,23 +298,40 @@ _SPECIAL = {
     },
 }  # fmt: skip
 _SPECIAL["unigram"] = _SPECIAL["roberta"]
+_SPECIAL["mpnet"] = {**_SPECIAL["roberta"], "unk_token": "[UNK]"}
+_SPECIAL["deberta"] = _SPECIAL["wordpiece"]
+_SPECIAL["t5"] = {
+    "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>",
+    "model_input_names": ["input_ids", "attention_mask"],
+}  # fmt: skip
 
 
 def make_model(
-    folder: Path, architecture: str, head: str = "Model", *, seed: int = 0, **config: Any
+    folder: Path,
+    architecture: str,
+    head: str = "Model",
+    *,
+    seed: int = 0,
+    lines: list[str] | None = None,
+    std: float = 0.4,
+    **config: Any,
 ) -> Path:
-    """Save a model with its tokenizer; `head`: Model, ForSequenceClassification, ForMaskedLM, …"""
+    """Save a model with its tokenizer; `head`: Model, ForSequenceClassification, ForMaskedLM, …
+
+    `lines`: what the tokenizer is trained on, and rows are spread for; None: made-up texts. `std`: how
+    wide the weights of layers are; where they are wide, a state depends on every token, and rounding
+    too grows from layer to layer.
+    """
     make_tokenizer, prefix, settings = {**ARCHITECTURES, **FURTHER, **PADDED}[architecture]
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(lines=lines)
     settings = {**settings, "vocab_size": tokenizer.get_vocab_size(), **config}
     torch.manual_seed(seed)
     model = getattr(transformers, prefix + head)(
         getattr(transformers, prefix + "Config")(**settings)
     )
-    tokenizer.enable_truncation(100)
-    _spread(
-        model.eval(), [torch.tensor([e.ids]) for e in tokenizer.encode_batch(texts(50, seed=99))]
-    )
+    tokenizer.enable_truncation(60)
+    sample = tokenizer.encode_batch((lines or texts(50, seed=99))[:50])
+    _spread(model.eval(), [torch.tensor([e.ids]) for e in sample], std)
     tokenizer.no_truncation()
     folder.mkdir(parents=True, exist_ok=True)
     model.save_pretrained(folder)
@@ -260,11 +342,12 @@ def make_model(
 
 
 @torch.inference_mode()
-def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
+def _spread(model: Any, inputs: list[torch.Tensor], std: float) -> None:
     """Widen the weights, and take what all rows have in common out of the last bias."""
     for name, parameter in model.named_parameters():
         if parameter.dim() == 2:
-            parameter.normal_(std=1.0 if "embed" in name or "wte" in name else 0.4)
+            parameter.normal_(std=1.0 if "embed" in name or "wte" in name else std)
+            parameter.copy_(parameter.bfloat16())  # as most checkpoints are published
     base = model.base_model
     norms = [m for m in base.modules() if isinstance(m, torch.nn.LayerNorm) and m.bias is not None]
     if norms:  # those that normalise by the root mean square have no bias
@@ -272,9 +355,12 @@ def _spread(model: Any, inputs: list[torch.Tensor]) -> None:
         norms[-1].bias -= torch.stack([s.mean(dim=0) for s in states]).mean(dim=0)
     if model is not base and "SequenceClassification" in type(model).__name__:
         linear = [m for m in model.modules() if isinstance(m, torch.nn.Linear)]
-        [head] = [m for m in linear if m.out_features == model.num_labels]
+        [head] = [m for m in linear if m.out_features == model.config.num_labels]
+        logits = torch.cat([model(ids).logits for ids in inputs])
         if head.bias is not None:  # GPT-2's has none
-            head.bias -= torch.cat([model(ids).logits for ids in inputs]).mean(dim=0)
+            head.bias -= logits.mean(dim=0)
+        for parameter in head.parameters():  # so that no score is all but 0 or 1
+            parameter *= 1.5 / logits.std(dim=0).mean()
 
 
 def make_writer(
@@ -283,14 +369,15 @@ def make_writer(
     *,
     chat_template: str = "",
     vocab_size: int = 0,
+    lines: list[str] | None = None,
     **generation: Any,
 ) -> Path:
     """Save a model that writes, with its tokenizer; `generation`: its generation configuration.
 
-    Many a token ends an answer, so that some rows stop, and some go on.
+    Many a token ends an answer, so that some rows stop, and some go on. `lines` are those of make_model.
     """
     make_tokenizer, name, settings = WRITERS[architecture]
-    tokenizer = make_tokenizer()
+    tokenizer = make_tokenizer(lines=lines)
     size = vocab_size or tokenizer.get_vocab_size()
     torch.manual_seed(0)
     kind = getattr(transformers, name)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import inspect
-import json
 import logging
 from pathlib import Path
 from typing import Any
@@ -29,6 +28,7 @@ from tests.engines.test_parity import (
     assert_labels_differ,
     assert_rows_differ,
     assert_same_vectors,
+    cosine,
     one_by_one,
     reference_probabilities,
     reference_vectors,
@@ -104,6 +104,17 @@ def test_packed_poolings_take_the_first_or_the_last_token(
     assert_same_vectors(found, states.numpy())
 
 
+@pytest.mark.parametrize("architecture", attention._POSITIONS_BEHIND_PADDING)
+def test_a_padding_token_in_a_text_takes_no_position(made_model: Made, architecture: str) -> None:
+    folder = made_model(architecture)
+    texts = [f"{text[:40]} <pad> {text[40:]}" for text in TEXTS[:20]] + TEXTS[:5]
+    expected = reference_vectors(folder, texts)
+    found = ask(folder, texts, task="embed", attention="packed", budget=BUDGET)
+    assert_same_vectors(found.values["embedding"], expected)
+    alone = ask(folder, [text.replace("<pad> ", "") for text in texts], task="embed")
+    assert cosine(alone.values["embedding"], expected)[:20].max() < 0.9999, "it says nothing"
+
+
 def test_the_neighbours_of_a_row_do_not_change_its_answer(made_model: Made) -> None:
     folder = made_model("modernbert")
     together = ask(folder, TEXTS, task="embed", attention="packed", budget=BUDGET)
@@ -119,8 +130,8 @@ def test_a_packed_batch_says_where_rows_begin_and_is_filled_up_to_a_number_that_
     engine = engine_of(made_model("roberta"), attention="packed", device="cpu")
     inputs = engine._inputs(batch_of(3, 2, 1))
     assert inputs["input_ids"].tolist() == [[6, 7, 8, 9, 10, 11, *[engine.pad_token_id] * 58]]
-    # behind RoBERTa's padding
-    assert inputs["position_ids"][0, :8].tolist() == [2, 3, 4, 2, 3, 2, 2, 3]
+    # behind RoBERTa's padding, which has the same position wherever it stands
+    assert inputs["position_ids"][0, :8].tolist() == [2, 3, 4, 2, 3, 2, 1, 1]
     assert inputs["cu_seq_lens_q"].tolist() == [0, 3, 5, 6, 64]
     assert inputs["max_length_q"] == 58
     assert "attention_mask" not in inputs
@@ -214,7 +225,9 @@ def test_other_ways_to_be_wrong_are_caught_too(
         monkeypatch.setattr(attention, "attend_in_groups", lambda *a: real(*a[:-1], (-1, -1)))
     elif fault == "position":
         folder = made_model("roberta")
-        monkeypatch.setattr(attention, "first_position", lambda config: 0)
+        monkeypatch.setattr(
+            attention, "positions", lambda config, ids, starts: torch.arange(len(ids)) - starts
+        )
     else:
         task, folder = "classify", made_model("bert", HEAD, num_labels=3)
         monkeypatch.setattr(attention, "_hand_one_state_a_row", lambda *a: None)
@@ -222,24 +235,25 @@ def test_other_ways_to_be_wrong_are_caught_too(
         engine_of(folder, task, attention="packed", device="cpu")
 
 
+@pytest.mark.parametrize(
+    ("architecture", "why"),
+    [
+        ("mpnet", "packed attention changes the answers by"),
+        ("deberta-v2", "packed attention changes the answers by"),
+        ("t5", "takes no position_ids"),
+    ],
+)
 def test_an_architecture_that_ignores_the_interface_is_caught_should_it_get_on_the_list(
-    made_model: Made, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    made_model: Made, monkeypatch: pytest.MonkeyPatch, architecture: str, why: str
 ) -> None:
-    import transformers
-
-    monkeypatch.setitem(attention._HEADS, "mpnet", ("none",))
+    folder = made_model(architecture, "ForTokenClassification", num_labels=3)
+    with pytest.raises(UsageError, match="there is no packed token-classify for"):
+        engine_of(folder, "token-classify", attention="packed", device="cpu")
+    monkeypatch.setitem(attention._HEADS, architecture, ("tokens",))
     monkeypatch.setattr(attention, "_POSITIONS_BEHIND_PADDING", ("mpnet",))
-    tokens = json.loads((made_model("bert") / "tokenizer.json").read_text())["model"]["vocab"]
-    torch.manual_seed(0)
-    config = transformers.MPNetConfig(
-        vocab_size=len(tokens), hidden_size=64, num_hidden_layers=2, num_attention_heads=4,
-        intermediate_size=96, max_position_embeddings=130, initializer_range=0.4,
-    )  # fmt: skip
-    transformers.MPNetModel(config).save_pretrained(tmp_path)
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        (tmp_path / name).write_text((made_model("bert") / name).read_text())
-    with pytest.raises(UsageError, match="packed"):
-        engine_of(tmp_path, attention="packed", device="cpu")
+    with pytest.raises(UsageError, match=why):
+        engine_of(folder, "token-classify", attention="packed", device="cpu")
+    assert not engine_of(folder, "token-classify", device="cpu").is_packed
 
 
 def test_attention_without_bounds_is_refused() -> None:

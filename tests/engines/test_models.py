@@ -35,7 +35,12 @@ def as_sentence_transformer(
     shutil.copytree(source, folder, dirs_exist_ok=True)
     kinds = ["Transformer", "Pooling", *files.pop("more_modules", [])]
     modules = [
-        {"idx": i, "name": str(i), "path": f"{i}_{kind}" if i else "", "type": f"made.{kind}"}
+        {
+            "idx": i,
+            "name": str(i),
+            "path": f"{i}_{kind}" if i else "",
+            "type": f"sentence_transformers.models.{kind}",
+        }
         for i, kind in enumerate(kinds)
     ]
     (folder / "modules.json").write_text(json.dumps(modules))
