@@ -221,6 +221,7 @@ def journal_of(folder: Path) -> Journal:
 def answers_of(counts: list[int]) -> Answers:
     return Answers(
         {
+            "check": np.zeros(len(counts), np.float32),
             "count": np.array(counts, np.int32),
             "finish": np.zeros(len(counts), np.int8),
             "tokens": np.arange(sum(counts), dtype=np.int32),
