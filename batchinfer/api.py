@@ -210,7 +210,7 @@ def _chunks(
 def _values(frame: pd.DataFrame, config: RunConfig) -> pa.Table:
     """The columns that a module takes. Raises UsageError where they hold anything else than it may."""
     columns: dict[str, Any] = {}
-    for name in config.features:
+    for name in config.features if config.task == "module" else ():
         values: Any = frame[name].to_numpy()
         try:  # NaN is a value of its own among numbers; elsewhere pandas means nothing by it
             columns[name] = pa.array(values, from_pandas=values.dtype == object)

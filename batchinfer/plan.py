@@ -235,6 +235,8 @@ def _model_difference(planned: ModelSpec, asked: ModelSpec) -> str:
         return f"the model's {field} was {_short(there[field])}, now {_short(here[field])}"
     then, now = planned.identity, asked.identity
     if planned.task == "module":
+        if planned.name != asked.name:
+            return f"the module differs ({planned.name} then, {asked.name} now)"
         return f"the code or the weights of {asked.name} differ"
     if then.partition("+")[0] == now.partition("+")[0]:
         return f"the adapter differs ({planned.name} then, {asked.name} now)"

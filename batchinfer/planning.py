@@ -192,10 +192,14 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
         raise UsageError(f"--schema {own[0]}: batchinfer's own column; its type is fixed")
     if previous is not None:
         then = previous.config
+        # A module among models, or the other way round, is another job: nothing of this one goes with it.
+        is_open = config.task == "auto"
+        asks_module = config.task == "module" or (is_open and names_module(config.model))
+        is_alike = asks_module == (then.task == "module") or (is_open and not config.model)
         update = {
             name: getattr(then, name)
             for name in ("engine", "task", "dtype", "max_length", "chunk_rows")
-            if getattr(config, name) in ("auto", None)
+            if is_alike and getattr(config, name) in ("auto", None)
         }
         config = config.model_copy(update=update)
     if config.task == "auto" and names_module(config.model):
@@ -243,31 +247,22 @@ def with_features(found: pa.Schema, config: RunConfig) -> pa.Schema:
             "--task module needs --features, the columns that the module takes; the input has: "
             f"{', '.join(found.names)}"
         )
+    if not found.names:  # no record could be read: each row will say why
+        found = pa.schema([pa.field(name, pa.float64()) for name in dict.fromkeys(names)])
     for name in names:
         if names.count(name) > 1:
             raise UsageError(f"--features: '{name}' stands twice")
-        found = _with_column(found, name, pa.float64(), "choose them with --features")
+        if name not in found.names:
+            raise UsageError(
+                f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
+                f"{', '.join(found.names)} (choose them with --features)"
+            )
         kind = found.field(name).type
         if not is_feature(kind):
             raise UsageError(
                 f"column '{name}' holds {kind}; --features takes numbers, lists of numbers, and texts"
             )
     return found
-
-
-def _with_column(found: pa.Schema, name: str, kind: Any, advice: str) -> pa.Schema:
-    """The schema with a column in it, of this type where no record could be read: each row will say why.
-
-    Raises UsageError where records have other columns.
-    """
-    if name in found.names:
-        return found
-    if not found.names:
-        return found.append(pa.field(name, kind))
-    raise UsageError(
-        f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
-        f"{', '.join(found.names)} ({advice})"
-    )
 
 
 def _widths(
@@ -277,6 +272,8 @@ def _widths(
 
     Raises UsageError where no list is found.
     """
+    if config.task != "module":
+        return {}
     kinds: dict[str, Any] = {name: found.field(name).type for name in config.features}
     fixed = pa.types.is_fixed_size_list
     widths = {name: int(kind.list_size) for name, kind in kinds.items() if fixed(kind)}

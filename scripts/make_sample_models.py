@@ -585,6 +585,9 @@ def main() -> None:
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"all, or: {', '.join(RECIPES)}")
     parser.add_argument("--output", type=Path, default=SAMPLES)
     settings = parser.parse_args()
+    for name in settings.names:
+        if name not in RECIPES:
+            parser.error(f"{name}: no such model; there are: {', '.join(RECIPES)}")
     for name in settings.names or RECIPES:
         print(f"\n{name}")
         make(RECIPES[name], settings.output)

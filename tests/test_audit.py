@@ -270,6 +270,9 @@ VECTOR = pa.list_(pa.float32(), 2)
         (VECTOR, [1.0, 0.0], [0.0, 1.0], Difference(False, 1.0, 2**0.5, 1.0, 0.0)),
         (VECTOR, [0.0, 0.0], [0.0, 0.0], Difference(cosine=1.0)),
         (VECTOR, [0.0, 0.0], [1.0, 0.0], Difference(False, 1.0, 1.0, 1.0, 0.0)),
+        # Numbers whose squares are 0.
+        (VECTOR, [1e-200, 0.0], [0.0, 1e-200], Difference(False, 1e-200, 2**0.5, 1e-200, 0.0)),
+        (VECTOR, [1e-200, 0.0], [2.0, 0.0], Difference(False, 2.0, 1.0, 2.0, 1.0)),
         (pa.list_(pa.float32()), [1.0, 2.0], [1.0], Difference(flipped=True)),
         (pa.list_(pa.float32()), [1.0, 2.0], [1.0, 4.0], Difference(False, 2.0, 0.5, 4.0)),
         (pa.list_(pa.string()), ["a", "b"], ["b", "a"], Difference(flipped=True)),

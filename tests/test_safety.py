@@ -292,6 +292,8 @@ def test_pickled_weights_of_a_hub_model_are_fetched_with_consent_alone(
         ("tokenizer_config.json", '{"model_max_length": "x"}'),
         ("modules.json", '{"a": 1}'),
         ("modules.json", "[1]"),
+        ("modules.json", "null"),
+        ("modules.json", "5"),
         ("modules.json", "[" * 100_000),
         ("modules.json", '[{"type": "Transformer", "path": "../elsewhere"}]'),
         ("modules.json", '[{"type": "Transformer", "path": "/etc"}]'),

@@ -179,6 +179,24 @@ def test_the_small_models_are_small_and_all_there() -> None:
     assert sum(sizes) < 2_500_000
 
 
+def test_a_model_that_nobody_can_train_is_told_before_one_is_trained(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.syspath_prepend(str(ROOT / "scripts"))
+    import make_sample_models
+
+    trained: list[str] = []
+    monkeypatch.setattr(make_sample_models, "make", lambda recipe, _: trained.append(recipe.name))
+    monkeypatch.setattr(sys, "argv", ["make_sample_models.py", SMALL_MODELS[0], "tiny-nothing"])
+    with pytest.raises(SystemExit, match="2"):
+        make_sample_models.main()
+    assert "error: tiny-nothing: no such model; there are: tiny-" in capsys.readouterr().err
+    assert not trained
+    monkeypatch.setattr(sys, "argv", ["make_sample_models.py", SMALL_MODELS[0]])
+    make_sample_models.main()
+    assert trained == [SMALL_MODELS[0]]
+
+
 @pytest.mark.parametrize("name", SMALL_MODELS)
 def test_a_small_model_does_what_its_card_says(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")

@@ -69,12 +69,13 @@ def search_with(
     *,
     seconds: float = 1e6,
     kind: str = "cpu",
+    usual: str = "bfloat16",
     lengths: list[int] | None = None,
     **asked: Any,
 ) -> Found:
     clock = Clock()
     config = RunConfig(**{"model": "m", "engine": "local", **asked})
-    auto = {"engine": "local", "dtype": "bfloat16"}
+    auto = {"engine": "local", "dtype": usual}
     resolved = config.model_copy(
         update={name: value for name, value in auto.items() if getattr(config, name) == "auto"}
     )
@@ -203,6 +204,16 @@ def test_a_precision_that_is_fast_and_wrong_is_not_chosen_and_the_table_says_why
     assert "a score moved by 0.100" in wrong.verdict
     assert wrong.agreement == pytest.approx(0.9, abs=1e-4)
     assert any("bfloat16" in reason and "moved" in reason for reason in found.reasons)
+
+
+@pytest.mark.parametrize("task", ["classify", "module"])
+def test_only_a_text_model_is_tried_in_float16_unasked(task: str) -> None:
+    """Where float32 is the usual precision: of a GPU that is slow in bfloat16, and of every module."""
+    create = by_dtype(float16=(20_000.0, 0.0), float32=(9_000.0, 0.0))
+    found = search_with(create, kind="NVIDIA V100", usual="float32", task=task)
+    assert found.chosen.dtype == ("float32" if task == "module" else "float16")
+    tried = {trial.dtype for trial in found.trials}
+    assert tried == ({"float32"} if task == "module" else {"float16", "float32"})
 
 
 def test_where_nothing_is_right_no_profile_is_made() -> None:

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow.types as pat
 
 from batchinfer.readers.columns import is_list
@@ -103,14 +104,20 @@ def _of_vectors(before: Sequence[Any], after: Sequence[Any]) -> Difference:
         return Difference(size=float(np.abs(here).max(initial=0.0)), cosine=1.0)
     if not (np.isfinite(there).all() and np.isfinite(here).all()):
         return _FLIPPED
-    norms = float(np.linalg.norm(there)), float(np.linalg.norm(here))
-    cosine = float(there @ here) / (norms[0] * norms[1]) if all(norms) else 0.0
+    norms = _norm(there), _norm(here)
+    cosine = float((there / norms[0]) @ (here / norms[1])) if all(norms) else 0.0
     return Difference(
         moved=float(np.abs(there - here).max()),
-        relative=float(np.linalg.norm(there - here)) / max(norms),
+        relative=_norm(there - here) / max(norms),
         size=float(np.abs(here).max()),
         cosine=min(1.0, cosine),
     )
+
+
+def _norm(vector: npt.NDArray[np.float64]) -> float:
+    """The length of a vector, of which no square underflows."""
+    largest = float(np.abs(vector).max())
+    return largest * float(np.linalg.norm(vector / largest)) if largest else 0.0
 
 
 def _of_lists(kind: Any, before: Sequence[Any], after: Sequence[Any]) -> Difference:

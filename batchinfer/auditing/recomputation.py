@@ -169,7 +169,8 @@ class _Auditor:
     def _require_same_model(self) -> Path | None:
         """The model's folder. Raises JobMismatchError where it is not the model that answered."""
         try:
-            spec, folder = describe_model(self.config)
+            widths = self.plan.model.widths
+            spec, folder = describe_model(self.config, self.plan.input_schema, widths)
         except UsageError as error:  # it could do what is asked when the job was planned
             raise JobMismatchError(f"{self.output}: the model changed: {error}") from None
         now = dataclasses.replace(self.plan, model=spec)

@@ -52,7 +52,8 @@ def describe_model(
     if config.engine == "fake":
         from batchinfer.engines import fake
 
-        inputs = as_tensors(config.features, columns, widths or {})
+        features = config.features if config.task == "module" else ()
+        inputs = as_tensors(features, columns, widths or {})
         spec = fake.describe(
             config.task, config.max_length, config.max_new_tokens, config.chat, inputs
         )
@@ -69,6 +70,7 @@ def describe_model(
         max_length=config.max_length,
         pairs=config.text_pair_column is not None or config.task == "zero-shot",
         writing={name: getattr(config, name) for name in _WRITING},
+        windows=config.long == "stride",
         stride=config.stride,
         adapter=config.adapter,
         device=config.device,

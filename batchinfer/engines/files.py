@@ -69,11 +69,18 @@ def find_adapter(adapter: str) -> tuple[Path, str]:
 def find_again(adapter: str, identity: str) -> Path:
     """The folder of an adapter that was found before, as a part of a model of this identity.
 
-    Of a hub adapter nothing is fetched: it is the same commit. Raises ModelError where it is gone.
+    Of a hub adapter nothing is fetched: it is the same commit. Raises ModelError where it is gone, or
+    is another by now.
     """
     commit = identity.partition("+")[2]
     if commit.startswith("sha256:"):
-        return find_adapter(adapter)[0]
+        folder, now = find_adapter(adapter)
+        if now != commit:
+            raise ModelError(
+                f"--adapter {adapter}: its files are others than when the job was planned; put them back, "
+                "or start anew"
+            )
+        return folder
     name, patterns = adapter.partition("@")[0], list(_ADAPTER_FILES)
     return _snapshot(name, commit, patterns, marks=(ADAPTER_CONFIG,), local_files_only=True)[0]
 

@@ -95,6 +95,7 @@ def describe(
     max_length: int | None = None,
     pairs: bool = False,
     writing: Mapping[str, Any] | None = None,
+    windows: bool = False,
     stride: int | None = None,
     adapter: str | None = None,
     device: str = "auto",
@@ -104,17 +105,18 @@ def describe(
     """Find a model, and say what it is: its spec, and the folder with its weights and tokenizer.
 
     `writing`: what RunConfig says of answers that are text, by its names; None of a name: left open.
+    `windows`: long texts become windows.
     `adapter`: one of PEFT that is put on it. `device`: where a quantised model must be able to run. Its
     code runs only with `trust_remote_code`, and pickled weights count only with `allow_pickle`. Raises
     ModelError where it cannot be had or cannot do the task, UsageError where `max_length` is more than the
-    model takes or leaves no room for text, or windows of it cannot share `stride` tokens.
+    model takes or leaves no room for text, or windows of it cannot be cut or cannot share `stride` tokens.
     """
     quiet()
-    root, identity = find(model, revision, trust_remote_code, allow_pickle)
     try:
+        root, identity = find(model, revision, trust_remote_code, allow_pickle)
         on_top = None if adapter is None else Adapter.find(adapter)
         spec, folder = _describe(
-            model, root, identity, on_top, task, max_length, pairs, writing or {}, stride,
+            model, root, identity, on_top, task, max_length, pairs, writing or {}, windows, stride,
             trust_remote_code, allow_pickle,
         )  # fmt: skip
         return quantised.noted(spec, folder, model, device), folder
@@ -134,6 +136,7 @@ def _describe(
     max_length: int | None,
     pairs: bool,
     writing: Mapping[str, Any],
+    windows: bool,
     stride: int | None,
     trust_remote_code: bool,
     allow_pickle: bool,
@@ -156,6 +159,11 @@ def _describe(
     tokenizer = _tokenizer(folder, model, trust_remote_code)
     if task in _PLACING:
         _require_places(tokenizer, model)
+    if windows and not _is_fast(tokenizer):
+        raise UsageError(
+            f"--long stride: {model} has no fast tokenizer (tokenizer.json), only "
+            f"{type(tokenizer).__name__}, which is written in Python"
+        )
     settings = sentence.settings(folder, model) if modules and task == "embed" else {}
     if settings.get("do_lower_case") and "owercase" not in _normalizer(tokenizer):
         raise ModelError(f"{model}: do_lower_case of {sentence.CONFIGS[0]} is not supported")
@@ -258,11 +266,6 @@ def make_encoder(
     """
     quiet()
     tokenizer = _tokenizer(folder, spec.name, trust_remote_code)
-    if windows and not _is_fast(tokenizer):
-        raise UsageError(
-            f"--long stride: {spec.name} has no fast tokenizer (tokenizer.json), only "
-            f"{type(tokenizer).__name__}, which is written in Python"
-        )
     # What is asked must stay whole; the text gives way.
     truncation = "only_first" if spec.task == "zero-shot" else "longest_first"
     if spec.chat or not _is_fast(tokenizer):

@@ -33,6 +33,9 @@ _TAKEN = (
     "float32", "float64", "float16", "bfloat16", "int8", "int16", "int32", "int64", "uint8", "bool",
 )  # fmt: skip
 
+#: Folders that packages are installed into.
+_INSTALLED = frozenset({"site-packages", "dist-packages"})
+
 
 def load_program(path: Path, device: torch.device) -> Loaded:
     """An exported program on a device. Raises ModelError where it is none, or takes no batches of rows."""
@@ -132,7 +135,7 @@ def load_factory(name: str, dtype: str, device: torch.device) -> tuple[Loaded, P
         raise ModelError(f"{name}: gives a {kind}, not an nn.Module")
     with _explained(f"{name}: cannot be used"):
         files = _files(source, found, made)
-        identity = _identity(files, made)
+        identity = _identity(name, files, made)
         made = made.to(device).eval()
         if dtype != "float32":
             made = made.to(getattr(torch, dtype))
@@ -165,10 +168,15 @@ def _imported(name: str, place: str) -> Any:
 
 
 def _files(source: Any, found: Any, made: torch.nn.Module) -> list[Path]:
-    """The files with the factory and the class of what it makes; none of PyTorch's own."""
-    places = [source]
-    for one in (found, type(made)):
-        places.append(sys.modules.get(getattr(one, "__module__", None) or ""))
+    """The files with the factory and the classes of what it makes, and of its parts; none of PyTorch's own.
+
+    Classes count with their bases. Of parts and bases, those that come with another installed package are
+    left out: like PyTorch's, its version may change between a run and its resume.
+    """
+    package = source.__name__.partition(".")[0]
+    places = [source, *(_module_of(one) for one in (found, type(made)))]
+    kinds = dict.fromkeys(kind for part in made.modules() for kind in type(part).__mro__)
+    places += [one for one in map(_module_of, kinds) if not _is_installed(one, package)]
     files = []
     for module in places:
         own = module is not None and module.__name__.partition(".")[0] not in ("torch", "builtins")
@@ -178,18 +186,34 @@ def _files(source: Any, found: Any, made: torch.nn.Module) -> list[Path]:
     return files
 
 
-def _identity(files: list[Path], made: torch.nn.Module) -> str:
-    """A digest of what these files say, and of the module's weights: by name, type, shape and value."""
-    digest = hashlib.sha256()
+def _module_of(one: Any) -> Any:
+    """The Python module that something is from; None where nobody knows."""
+    return sys.modules.get(getattr(one, "__module__", None) or "")
+
+
+def _is_installed(module: Any, package: str) -> bool:
+    """Whether a Python module is the interpreter's, or of another installed package than this one."""
+    top = module.__name__.partition(".")[0] if module else ""
+    place = Path(getattr(module, "__file__", None) or "")
+    is_foreign = not _INSTALLED.isdisjoint(place.parts) and top != package
+    return is_foreign or top in sys.stdlib_module_names
+
+
+def _identity(name: str, files: list[Path], made: torch.nn.Module) -> str:
+    """A digest of the factory's name, these files and the weights: by name, type, shape and value.
+
+    Two factories in one file may make modules that differ in a plain attribute alone.
+    """
+    digest = hashlib.sha256(f"{name}\0".encode())
     for file in files:
         digest.update(hashlib.sha256(file.read_bytes()).digest())
-    for name, value in {**dict(made.named_buffers()), **made.state_dict()}.items():
+    for key, value in {**dict(made.named_buffers()), **made.state_dict()}.items():
         if isinstance(value, torch.Tensor):
-            digest.update(f"{name}:{value.dtype}:{tuple(value.shape)}".encode())
+            digest.update(f"{key}:{value.dtype}:{tuple(value.shape)}".encode())
             flat = value.detach().cpu().contiguous().reshape(-1)
             digest.update(flat.view(torch.uint8).numpy().data)
         else:
-            digest.update(f"{name}:{value!r}".encode())
+            digest.update(f"{key}:{value!r}".encode())
     return "sha256:" + digest.hexdigest()
 
 

@@ -131,9 +131,10 @@ class ModuleEngine(PassEngine):
         """Where answers differ by more than rounding; "" where they do not."""
         tolerance = _TOLERANCE if self.dtype == "float32" else _TOLERANCE_OF_HALVES
         for name, value in found.items():
-            known = torch.isfinite(expected[name]) & torch.isfinite(value)
-            here, there = value[known], expected[name][known]
-            share = distance(here, there)
+            known = torch.isfinite(expected[name])
+            if not torch.equal(known, torch.isfinite(value)):
+                return f"'{name}' is a number one time, and NaN or infinite the other"
+            share = distance(value[known], expected[name][known])
             if share > tolerance:
                 return f"'{name}' differs by {share:.2g}"
         return ""

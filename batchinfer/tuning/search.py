@@ -332,8 +332,10 @@ class Search:
             yield engines[0], dtypes[0]
             return
         if self.asked.dtype == "auto":
-            if self.device_kind not in ("cpu", "mps") and self.resolved.dtype == "float32":
-                dtypes.insert(0, "float16")  # a GPU that is slow in bfloat16
+            is_on_gpu = self.device_kind not in ("cpu", "mps")
+            # A GPU that is slow in bfloat16; a module's usual precision is float32 wherever it runs.
+            if is_on_gpu and self.is_of_text and self.resolved.dtype == "float32":
+                dtypes.insert(0, "float16")
             if "float32" not in dtypes:
                 dtypes.append("float32")
         if self.asked.engine == "auto":

@@ -90,6 +90,14 @@ class Centred(nn.Module):
         return (x - x.mean(dim=0)).sum(dim=1)
 
 
+class Standardised(nn.Module):
+    """As above, and NaN of a row alone."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = x - x.mean(dim=0)
+        return (x / x.abs().sum(dim=0)).sum(dim=1)
+
+
 class Strict(Risk):
     """Raises at rows whose first number is above 90, unless the file that ALLOWED names is there."""
 

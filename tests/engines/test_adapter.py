@@ -270,6 +270,21 @@ def test_the_adapter_belongs_to_the_job(made_model: Made, tmp_path: Path) -> Non
         run(asked.model_copy(update={"adapter": None}), resume=True)
 
 
+def test_an_adapter_that_is_rewritten_before_it_is_loaded_is_told(
+    made_model: Made, tmp_path: Path
+) -> None:
+    base = made_model("bert", HEAD, num_labels=3)
+    adapter = make_adapter(tmp_path / "lora", base, "SEQ_CLS", ["query"])
+    asked = job(base, adapter, tmp_path).model_copy(update={"engine": "local"})
+    spec, folder = describe_model(asked)
+    create_engine(asked, create_task(spec), folder).close()
+    make_adapter(adapter, base, "SEQ_CLS", ["query"], seed=6)
+    with pytest.raises(
+        ModelError, match="lora: its files are others than when the job was planned"
+    ):
+        create_engine(asked, create_task(spec), folder)
+
+
 def test_a_hub_adapter_is_identified_by_its_commit(
     made_model: Made, tmp_path: Path, offline: Path
 ) -> None:

@@ -45,6 +45,7 @@ from batchinfer.writers.shard import assemble, output_schema
 from tests.conftest import read_output
 from tests.engines import made
 from tests.engines.conftest import Made
+from tests.engines.test_models import with_slow_tokenizer
 from tests.test_run import config, write_jsonl
 
 HEAD = "ForSequenceClassification"
@@ -515,6 +516,17 @@ def test_a_stride_without_room_is_told_with_the_model_at_hand(made_model: Made) 
     assert ask(folder, {"text": LONG[:1]}, "classify", stride=ROOM - 1)["_error"] == [None]
     with pytest.raises(UsageError, match=f"--stride {ROOM}: .*give {ROOM - 1} or less"):
         ask(folder, {"text": LONG[:1]}, "classify", stride=ROOM)
+
+
+def test_a_tokenizer_in_python_is_told_before_a_run_folder_is_begun(
+    made_model: Made, tmp_path: Path
+) -> None:
+    model = with_slow_tokenizer(made_model("bert", HEAD, num_labels=3), tmp_path / "slow")
+    source = write_jsonl(tmp_path / "in.jsonl", rows())
+    job = config(source, tmp_path / "out", engine="local", model=str(model), device="cpu")
+    with pytest.raises(UsageError, match="--long stride: .*no fast tokenizer"):
+        run(job.model_copy(update={"long": "stride"}))
+    assert run(job).finished, "the folder is free for it"
 
 
 def test_the_plan_holds_what_long_texts_become(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import warnings
@@ -18,7 +19,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from batchinfer import RunConfig, infer, resume, run
+from batchinfer import RunConfig, audit, infer, resume, run
 from batchinfer.core import TensorSpec
 from batchinfer.engines import programs
 from batchinfer.engines.bound import Bound
@@ -31,6 +32,7 @@ from batchinfer.verification import verify
 from tests.conftest import ROOT, Cli, read_output, shard_bytes
 from tests.engines import factories
 from tests.engines.factories import Gives, Risk
+from tests.engines.made import make_model
 from tests.test_run import run_partly
 from tests.test_safety import forge_as_its_own, plan_of
 
@@ -557,6 +559,23 @@ def test_features_mean_nothing_to_a_task_of_texts(source: Path) -> None:
         run(job(source, "x", engine="fake", model="", task="classify", text_column="name"))
 
 
+@pytest.mark.parametrize("task", ["classify", "auto"])
+def test_features_that_are_not_there_mean_nothing_either(task: str, source: Path) -> None:
+    settings = {"engine": "fake", "task": task, "features": ("nope",), "text_column": "name"}
+    with pytest.raises(UsageError, match="--features: means nothing to --task classify"):
+        run(job(source, "x", model="", **settings))
+    with pytest.raises(UsageError, match="--features: means nothing to --task classify"):
+        infer(["a"], "", engine="fake", task=task, features=("nope",))
+
+
+def test_an_input_without_a_readable_record_has_rows_of_errors(tmp_path: Path) -> None:
+    (tmp_path / "broken.jsonl").write_text('{"age": 1\n{"age": 2\n')
+    table = answer(tmp_path / "broken.jsonl", "make_risk")
+    assert [*errors_of(table)] == [0, 1] and table["prediction"].null_count == 2
+    with pytest.raises(UsageError, match="'age' stands twice"):
+        run(job(tmp_path / "broken.jsonl", "make_risk", features=("age", "age")))
+
+
 def test_features_are_named_with_commas_or_one_by_one() -> None:
     names = ("age", "net income", "debt")
     for given in ("age, net income,debt", ["age", "net income,debt"], names):
@@ -577,6 +596,9 @@ def test_rows_that_depend_on_each_other_are_told(
     assert "depends on the rows beside it" not in caplog.text
     run(job(source, "Centred"))
     assert "Centred: a row's answer depends on the rows beside it" in caplog.text
+    run(job(source, "Standardised", output=str(source.parent / "standardised")))
+    assert "Standardised: a row's answer depends on the rows beside it" in caplog.text
+    assert "'prediction' is a number one time, and NaN or infinite the other" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["program", "factory"])
@@ -606,6 +628,95 @@ def test_a_stopped_run_goes_on_with_the_same_weights_alone(
     assert shard_bytes(tmp_path / "out") == shard_bytes(tmp_path / "whole")
     assert verify(str(tmp_path / "out")).exit_code == 0
     read_status(str(tmp_path / "out"))
+
+
+def test_two_factories_of_a_file_are_two_jobs(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where they make modules of one class and the same weights."""
+    for name in ("low", "high"):
+        monkeypatch.setattr(factories, name, lambda: Gives("rows"), raising=False)
+    run(job(source, "low"))
+    with pytest.raises(
+        JobMismatchError, match=f"the module differs .*low then, {FACTORIES}:high now"
+    ):
+        run(job(source, "high"))
+    run_partly(job(source, "low", output=str(tmp_path / "begun")), 100)
+    with pytest.raises(JobMismatchError, match="the module differs"):
+        run(job(source, "high", output=str(tmp_path / "begun")), resume=True)
+    run(job(source, "low", output=str(tmp_path / "begun")), resume=True)
+
+
+CODE = {
+    "scoring/__init__.py": "",
+    "scoring/bases.py": "import torch\nclass Base(torch.nn.Module):\n    scale = 1\n",
+    "scoring/layers.py": (
+        "from scoring.bases import Base\n"
+        "class Sum(Base):\n    def forward(self, x):\n        return x.sum(dim=1)\n"
+    ),
+    "scoring/risk.py": (
+        "import torch\nfrom scoring.layers import Sum\nfrom library.layers import Same\n"
+        "def make():\n    return torch.nn.Sequential(Same(), Sum())\n"
+    ),
+    "site-packages/library/__init__.py": "",
+    "site-packages/library/layers.py": "import torch\nclass Same(torch.nn.Identity):\n    pass\n",
+}
+
+
+def test_the_code_of_parts_and_bases_is_a_modules_code(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where it is not that of another package that is installed."""
+    for name, text in CODE.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    monkeypatch.chdir(tmp_path)
+    for place in (tmp_path / "site-packages", tmp_path):
+        monkeypatch.syspath_prepend(str(place))
+
+    def identity() -> str:
+        for name in [n for n in sys.modules if n.partition(".")[0] in ("scoring", "library")]:
+            monkeypatch.delitem(sys.modules, name)
+        return make_plan(job(source, "x", model="scoring.risk:make"))[0].model.identity
+
+    found, own = identity(), ("risk", "layers", "bases")
+    for path in (tmp_path / "scoring" / f"{name}.py" for name in own):
+        text = path.read_text()
+        path.write_text(text + "# other code, of another length\n")
+        assert identity() != found, path.name
+        path.write_text(text)
+    assert identity() == found
+    library = tmp_path / "site-packages" / "library"
+    (library / "layers.py").write_text(CODE["site-packages/library/layers.py"] + "# 1.1\n")
+    assert identity() == found
+    shutil.copytree(tmp_path / "scoring", tmp_path / "site-packages" / "scoring")
+    shutil.rmtree(tmp_path / "scoring")
+    assert identity() == found, "the same code, installed"
+    path = tmp_path / "site-packages" / "scoring" / "layers.py"
+    path.write_text(path.read_text() + "# other code, of another length\n")
+    assert identity() != found
+
+
+def test_a_folder_of_another_kind_of_job_says_so(source: Path, tmp_path: Path) -> None:
+    """A module where a model is asked for, and the other way round."""
+    model = str(make_model(tmp_path / "bert", "bert", "ForSequenceClassification", num_labels=3))
+    modules, texts = str(tmp_path / "modules"), str(tmp_path / "texts")
+    text: dict[str, Any] = {"model": model, "features": (), "text_column": "name"}
+    run(job(source, "make_risk", output=modules, chunk_rows=None))
+    run(job(source, "x", output=texts, **text, limit=5))
+    says = "holds another job: task was {}, now {};"
+    with pytest.raises(JobMismatchError, match=says.format("module", "classify")):
+        run(job(source, "x", output=modules, **text))
+    with pytest.raises(JobMismatchError, match=says.format("module", "embed")):
+        run(job(source, "x", output=modules, **text, task="embed"))
+    with pytest.raises(JobMismatchError, match=says.format("classify", "module")):
+        run(job(source, "make_risk", output=texts, chunk_rows=None))
+    run(job(source, "make_risk", output=modules, chunk_rows=None))
+    rehearsal = job(
+        source, "x", output=str(tmp_path / "fake"), model="", engine="fake", task="module"
+    )
+    run(rehearsal)
+    run(rehearsal.model_copy(update={"task": "auto", "engine": "auto"}))
 
 
 def test_a_plan_survives_its_own_json(exported: Exported, source: Path) -> None:
@@ -715,7 +826,10 @@ def test_a_compiled_module_answers_as_before_or_is_refused(
     shift = 1.0
     with pytest.raises(UsageError, match="--compile: .*'prediction' differs"):
         run(job(source, "make_risk", compile=True, output=str(source.parent / "shifted")))
-    assert asked == [True, True]
+    shift = float("nan")
+    with pytest.raises(UsageError, match="--compile: .*'prediction' is a number one time"):
+        run(job(source, "make_risk", compile=True, output=str(source.parent / "nowhere")))
+    assert asked == [True, True, True]
 
 
 def test_a_rehearsal_without_the_model_depends_on_every_number(source: Path) -> None:
@@ -723,6 +837,26 @@ def test_a_rehearsal_without_the_model_depends_on_every_number(source: Path) -> 
                    features=("age", "income", "name", "emb"))  # fmt: skip
     found = table["prediction"].to_pylist()
     assert len(set(found)) == ROWS and not errors_of(table)
+
+
+@pytest.mark.parametrize("kind", ["program", "factory", "lists", "rehearsal"])
+def test_an_audit_asks_the_module_again(
+    kind: str, exported: Exported, source: Path, tmp_path: Path
+) -> None:
+    settings = {
+        "program": {},
+        "factory": {"dtype": "bfloat16"},
+        "lists": {"features": ("emb",)},
+        "rehearsal": {"engine": "fake", "model": "", "task": "module"},
+    }[kind]
+    run(job(source, exported("risk", Risk()) if kind == "program" else "make_risk", **settings))
+    limit = 0.1 if kind == "factory" else 1e-5
+    found = audit(tmp_path / "out", sample=40, max_difference=limit, trust_remote_code=True)
+    assert (found.num_rows, found.num_failed, found.exit_code) == (40, 0, 0)
+    assert [column.column for column in found.columns] == ["prediction"]
+    assert (found.columns[0].largest_difference > 1e-3) == (kind == "factory"), (
+        "float32 beside bfloat16"
+    )
 
 
 def test_tune_finds_a_budget_in_rows(exported: Exported, source: Path) -> None:
