@@ -245,6 +245,14 @@ def audit_command(
         float | None,
         typer.Option("--min-cosine", metavar="X", help="How near vectors must be [default: 0.999]"),
     ] = None,
+    max_other_words: Annotated[
+        float | None,
+        typer.Option(
+            "--max-other-words",
+            metavar="SHARE",
+            help="Share of written texts that may begin with another word [default: 0.2]",
+        ),
+    ] = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -252,7 +260,12 @@ def audit_command(
 ) -> None:
     """Compute some rows again, each alone in float32, and say how far off the answers are."""
     given = RunConfig.load(flags, environ=os.environ)
-    limits = {"max_flips": max_flips, "max_difference": max_difference, "min_cosine": min_cosine}
+    limits = {
+        "max_flips": max_flips,
+        "max_difference": max_difference,
+        "min_cosine": min_cosine,
+        "max_other_words": max_other_words,
+    }
     more: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
     more.update({name: getattr(given, name) for name in _AUDIT_FLAGS})
     with _Conduct(quiet, verbose, no_progress) as (progress, stop):

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import gzip
+import itertools
 import json
 import os
 import shutil
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +19,12 @@ import pytest
 from batchinfer import RunConfig, audit, run
 from batchinfer.auditing.differences import Difference, difference
 from batchinfer.auditing.sampling import choose_rows, committed_shards
-from batchinfer.core import ChunkId
-from batchinfer.engines import create_engine, describe_model
+from batchinfer.batching import make_batches
+from batchinfer.core import BatchBudget, Chunk, ChunkId, Position
+from batchinfer.engines import create_encoder, create_engine, describe_model
 from batchinfer.engines.cpu import PrepackedLinear
-from batchinfer.engines.fake import FakeEngine
+from batchinfer.engines.fake import FakeDetokenizer, FakeEngine
+from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.tasks import create_task
 from batchinfer.tasks.classify import Classify
@@ -87,7 +91,8 @@ def test_a_run_that_answered_as_one_row_alone_is_the_same_to_the_last_bit(output
 
 
 PAIRS = [
-    {"text": f"row {i}", "other": f"{i}", "many": ["a", "b", str(i)][: i % 4]} for i in range(40)
+    {"text": f"row {i} [MASK]", "other": f"{i}", "many": ["a", "b", str(i)][: i % 4]}
+    for i in range(40)
 ]
 JOBS: dict[str, dict[str, Any]] = {
     "classify": {"task": "classify", "all_scores": True},
@@ -95,6 +100,9 @@ JOBS: dict[str, dict[str, Any]] = {
     "token-classify": {"task": "token-classify"},
     "score": {"task": "score", "text_pair_column": "other"},
     "score of lists": {"task": "score", "text_pair_column": "many", "top_k": 2},
+    "fill-mask": {"task": "fill-mask"},
+    "generate": {"task": "generate"},
+    "seq2seq": {"task": "seq2seq"},
     "zero-shot": {"task": "zero-shot", "labels": ("x", "y", "z"), "output_prefix": "its_"},
 }
 
@@ -226,6 +234,63 @@ def test_vectors_are_judged_by_their_cosine(
     assert "smallest cosine" in column.complaint
     assert "one at a cosine of" in str(found.worst[0])
     assert audit(tmp_path / "out", min_cosine=0.9).exit_code == 0
+
+
+def rewritten(
+    monkeypatch: pytest.MonkeyPatch, job: RunConfig, change: Callable[[int, str], str]
+) -> None:
+    """A run that writes other texts: what `change` makes of a row's number and its text."""
+    decode, seen = FakeDetokenizer.decode, itertools.count()
+
+    def wrong(self: FakeDetokenizer, ids: Any, **how: Any) -> list[str]:
+        return [change(next(seen), text) for text in decode(self, ids, **how)]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(FakeDetokenizer, "decode", wrong)
+        run(job)
+
+
+def test_of_a_text_that_is_written_the_beginning_is_judged(
+    source: Path, cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def change(row: int, text: str) -> str:
+        if row < 9:
+            return "another " + text
+        return text + " \x1b\nand more" if len(text) > 24 else text
+
+    rewritten(monkeypatch, config(source, tmp_path / "out", task="generate"), change)
+    found = audit(tmp_path / "out")
+    text, *others = found.columns
+    assert text.other_words == 9 and text.flips is not None and text.flips > 10
+    assert [column.other_words for column in others] == [None, None]
+    assert (found.num_changed, found.complaints) == (text.flips, []), "9 of 45 are 20 %"
+    assert all(": another " in str(row) for row in found.worst[:9]), "those first"
+    change_of_last = found.worst[9].changes[0]
+    assert change_of_last.before == change_of_last.after + " \\x1b\\nand more"
+    assert change_of_last.after.startswith("…") and len(change_of_last.after) == 21
+    found = audit(tmp_path / "out", max_other_words=0.19)
+    assert found.exit_code == 65
+    assert found.complaints == [
+        "generated_text: 9 of 45 rows begin with another word, more than 19.0%"
+    ]
+    done = cli("audit", "out", "--max-other-words", "0.19")
+    heading, line, *_ = done.stdout.splitlines()
+    assert done.returncode == 65 and heading.endswith("  other words")
+    assert line.endswith("  9 (20.0%)")
+
+
+def test_words_that_fill_a_mask_are_judged_as_those_that_begin_a_text(
+    source: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_jsonl(tmp_path / "in" / "gaps.jsonl", PAIRS)
+    rewritten(
+        monkeypatch,
+        config(source, tmp_path / "out", task="fill-mask", top_k=1, chunk_rows=1),
+        lambda row, text: text if row >= 8 else "another",
+    )
+    found = audit(tmp_path / "out")
+    assert found.columns[0].other_words == found.columns[0].flips == 8 and not found.complaints
+    assert audit(tmp_path / "out", max_other_words=0.19).exit_code == 65
 
 
 def test_a_row_that_can_no_longer_be_answered_is_told(
@@ -373,6 +438,7 @@ def test_an_audit_that_is_stopped_says_so(output: Path) -> None:
         ({"max_flips": 1.5}, "--max-flips: should be from 0 to 1, got 1.5"),
         ({"max_difference": float("nan")}, "--max-difference: should be 0 or more, got nan"),
         ({"min_cosine": -0.5}, "--min-cosine: should be from 0 to 1"),
+        ({"max_other_words": 2}, "--max-other-words: should be from 0 to 1"),
     ],
 )
 def test_a_setting_that_is_none_is_told(
@@ -421,6 +487,57 @@ def test_rows_are_computed_again_by_the_plain_model_alone(model: Path, tmp_path:
     layers = [type(module).__name__ for module in engine.model.modules()]
     assert "Linear" in layers and PrepackedLinear.__name__ not in layers
     assert engine.model.config._attn_implementation == "sdpa"
+    engine.close()
+
+
+@pytest.mark.parametrize(
+    ("architecture", "temperature"), [("llama", 0.0), ("llama", 2.0), ("t5", 2.0)]
+)
+def test_texts_are_written_again_and_draws_drawn_again(
+    architecture: str, temperature: float, tmp_path: Path
+) -> None:
+    model = made.make_writer(tmp_path / "model", architecture)
+    writing = {"temperature": temperature, "max_new_tokens": 8, "max_batch_rows": 8}
+    run(real(model, tmp_path, dtype="float32", **writing))
+    found = audit(tmp_path / "out", device="cpu", sample=12)
+    assert (found.num_rows, found.num_failed, found.columns[0].flips) == (12, 0, 0)
+    texts = read_output(tmp_path / "out").column("generated_text").to_pylist()
+    assert len(set(texts)) > 25
+
+
+def test_masks_are_filled_again(tmp_path: Path) -> None:
+    model = made.make_model(tmp_path / "model", "bert", "ForMaskedLM")
+    template = "[MASK] {{ text[:99] }}"
+    run(real(model, tmp_path, dtype="float32", task="fill-mask", template=template))
+    found = audit(tmp_path / "out", device="cpu", sample=20)
+    assert [column.flips for column in found.columns] == [0, None, 0, None]
+    assert found.exit_code == 0
+
+
+@pytest.mark.parametrize("plain", [True, False])
+def test_texts_are_written_again_by_the_plain_model(
+    plain: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    roomy = []
+    update = RoomyLayer.update
+
+    def watch(layer: RoomyLayer, *args: Any) -> Any:
+        roomy.append(layer)
+        return update(layer, *args)
+
+    monkeypatch.setattr(RoomyLayer, "update", watch)
+    job = real(made.make_writer(tmp_path / "model", "llama"), tmp_path, dtype="float32")
+    spec, folder = describe_model(job)
+    task = create_task(spec, job)
+    engine: Any = create_engine(job, task, folder, plain=plain)
+    layers = {type(module).__name__ for module in engine.model.modules()}
+    assert (PrepackedLinear.__name__ in layers) is not plain
+    table = pa.table({"text": ["bade lo"]})
+    chunk = Chunk(ChunkId(0, 0), table, {}, Position(), Position(), True, "")
+    requests = task.encode(chunk, create_encoder(job, spec, folder))
+    [batch] = make_batches(ChunkId(0, 0), requests, BatchBudget(1, 1))
+    engine.answer(batch)
+    assert bool(roomy) is not plain
     engine.close()
 
 

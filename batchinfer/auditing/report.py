@@ -10,11 +10,11 @@ from typing import Any
 from batchinfer.auditing.differences import Difference
 from batchinfer.errors import UsageError
 from batchinfer.readers.base import shown
-from batchinfer.tuning.accuracy import MAX_FLIPS, MAX_MOVEMENT, MIN_COSINE
+from batchinfer.tuning.accuracy import MAX_FLIPS, MAX_MOVEMENT, MAX_OTHER_WORDS, MIN_COSINE
 
 #: As for a run with too many row errors: it ended, and not as it must.
 BEYOND = 65
-_HEADINGS = ("column", "flips", "largest difference", "relative", "smallest cosine")
+_HEADINGS = ("column", "flips", "largest difference", "relative", "smallest cosine", "other words")
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,18 +23,22 @@ class Limits:
 
     `max_flips`: the share of rows whose label, or whatever is no float, may differ. `max_difference`: how
     far a float may move; where a column's go beyond 1, as a share of the largest. `min_cosine`: of
-    vectors, which are judged by nothing else. Raises UsageError for what is no such number.
+    vectors, which are judged by nothing else. `max_other_words`: of texts that the model writes, and of
+    words that it fills in, the share that may begin with another word; `max_flips` is not for them.
+    Raises UsageError for what is no such number.
     """
 
     max_flips: float = MAX_FLIPS
     max_difference: float = MAX_MOVEMENT
     min_cosine: float = MIN_COSINE
+    max_other_words: float = MAX_OTHER_WORDS
 
     def __post_init__(self) -> None:
         for name, value, most in (
             ("--max-flips", self.max_flips, 1.0),
             ("--max-difference", self.max_difference, math.inf),
             ("--min-cosine", self.min_cosine, 1.0),
+            ("--max-other-words", self.max_other_words, 1.0),
         ):
             if not 0 <= value <= most:  # NaN is not
                 end = "0 or more" if math.isinf(most) else f"from 0 to {most:.0f}"
@@ -55,7 +59,8 @@ class ColumnAudit:
 
     `flips`: rows in which it differs in what is no float; None where there are only floats.
     `largest_difference`, `largest_relative`: of its floats; None where it has none.
-    `smallest_cosine`: of its vectors, else None. `complaint`: why that is not near enough, or "".
+    `smallest_cosine`: of its vectors, else None. `other_words`: rows whose text begins with another
+    word, where that is what counts, else None. `complaint`: why that is not near enough, or "".
     """
 
     column: str
@@ -63,6 +68,7 @@ class ColumnAudit:
     largest_difference: float | None
     largest_relative: float | None
     smallest_cosine: float | None
+    other_words: int | None = None
     complaint: str = ""
 
 
@@ -133,7 +139,10 @@ class Audit:
 
     def to_text(self) -> str:
         """A table by column, the worst rows, and a last line that sums up."""
-        lines = _aligned([_HEADINGS, *(self._cells(column) for column in self.columns)])
+        rows = [_HEADINGS, *(self._cells(column) for column in self.columns)]
+        if all(column.other_words is None for column in self.columns):
+            rows = [row[:-1] for row in rows]
+        lines = _aligned(rows)
         if self.worst:
             lines += ["", f"furthest off, as written -> as {self.reference} alone says:"]
             lines += [f"  {row}" for row in self.worst]
@@ -154,15 +163,16 @@ class Audit:
         def text(value: float | None, form: str) -> str:
             return "-" if value is None else format(value, form)
 
-        flips = "-"
-        if column.flips is not None:
-            flips = f"{column.flips:,} ({column.flips / self.num_rows:.1%})"
+        def share(count: int | None) -> str:
+            return "-" if count is None else f"{count:,} ({count / self.num_rows:.1%})"
+
         return (
             shown(column.column),
-            flips,
+            share(column.flips),
             text(column.largest_difference, ".3g"),
             text(column.largest_relative, ".2%"),
             text(column.smallest_cosine, ".6f"),
+            share(column.other_words),
         )
 
     def to_dict(self) -> dict[str, Any]:

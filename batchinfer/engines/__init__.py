@@ -160,7 +160,7 @@ def create_engine(
 ) -> Engine:
     """Load the model onto the device. Raises ModelError, or UsageError for a device that is not there.
 
-    `plain`: of the local engine, what other answers are judged by.
+    `plain`: of the local engine, the model as transformers has it: what other answers are judged by.
     """
     if folder is None:
         from batchinfer.engines.fake import FakeEngine
@@ -190,7 +190,7 @@ def create_engine(
     if isinstance(task, Generation):
         from batchinfer.engines.generation import GenerationEngine
 
-        return GenerationEngine(task, folder, **options)
+        return GenerationEngine(task, folder, plain=plain, **options)
     assert isinstance(task, OnePass)
     if config.engine == "openvino":
         from batchinfer.engines.openvino import OpenVinoEngine

@@ -223,18 +223,11 @@ class LocalEngine(PassEngine):
         keeps = "kept" if cpu.tune_allocator() else "given back"
         done = "its own"
         if canary is not None:
-            what = "putting in faster layers"
-            try:
-                done = cpu.optimize(self.model, fuses=packing.is_listed(self.model))
-                why = self._objection(canary, what)
-            except (
-                Exception
-            ) as error:  # whatever a model's own layers raise when called on their own
-                self._refuse_to_judge(error)
-                why = f"{what} fails: {reason(error)}"
-            if why:
-                log.warning(f"the model's own layers are used: {why}")
-                self.model, done = load(), "its own"
+            done = self._put_in_layers(
+                partial(cpu.optimize, self.model, fuses=packing.is_listed(self.model)),
+                partial(self._objection, canary),
+                load,
+            )
         log.debug(f"memory that a layer frees is {keeps}; layers: {done}")
 
     def _share(self, threads: int, streams: int | None) -> None:

@@ -7,9 +7,10 @@ way.
 
 from __future__ import annotations
 
+import logging
 from abc import abstractmethod
 from collections import deque
-from collections.abc import Generator, Iterable, Mapping
+from collections.abc import Callable, Generator, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,11 +19,13 @@ import torch
 
 from batchinfer.core import Answers, Batch
 from batchinfer.engines import cpu
-from batchinfer.engines.base import Engine, MemoryUse
+from batchinfer.engines.base import Engine, MemoryUse, reason
 from batchinfer.engines.devices import device_kind, is_out_of_memory, resolve_device
 from batchinfer.errors import ModelError
 from batchinfer.stages import StageSeconds
 from batchinfer.tasks.base import Task
+
+log = logging.getLogger("batchinfer")
 
 #: Batches that a GPU has before it at a time: one computes, one waits, one is being landed.
 _IN_FLIGHT = 3
@@ -123,6 +126,29 @@ class TorchEngine(Engine):
         self._threads_before = torch.get_num_threads()  # the process's, and the user's
         self.threads = threads or cpu.usual_threads()
         torch.set_num_threads(self.threads)
+
+    def _put_in_layers(
+        self,
+        optimize: Callable[[], str],
+        objection: Callable[[str], str],
+        load: Callable[[], Any],
+    ) -> str:
+        """Put a CPU's faster layers into the model, and return what was done, in a few words.
+
+        `objection` says, once they are in, what speaks against them ("": nothing): then `load` brings the
+        model's own back.
+        """
+        what = "putting in faster layers"
+        try:
+            done = optimize()
+            why = objection(what)
+        except Exception as error:  # whatever a model's own layers raise when called on their own
+            self._refuse_to_judge(error)
+            why = f"{what} fails: {reason(error)}"
+        if why:
+            log.warning(f"the model's own layers are used: {why}")
+            self.model, done = load(), "its own"
+        return done
 
     def _refuse_to_judge(self, error: Exception) -> None:
         """Raise where it is the device that failed: a later run would judge otherwise, and compute so."""

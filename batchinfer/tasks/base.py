@@ -68,6 +68,9 @@ class Task(ABC):
     writes_tokens: ClassVar[bool] = False
     #: Columns of lists that belong together, item by item: labels and their scores.
     parallel_lists: ClassVar[tuple[str, ...]] = ()
+    #: Columns that say which tokens of a whole vocabulary were chosen, a text first: two are often near
+    #: ties, and what follows one follows from it.
+    word_columns: ClassVar[tuple[str, ...]] = ()
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None

@@ -44,6 +44,7 @@ class FillMask(OnePass):
     head: ClassVar[Head] = "masks"
     knobs: ClassVar[frozenset[str]] = frozenset({"top_k"})
     writes_tokens: ClassVar[bool] = True
+    word_columns: ClassVar[tuple[str, ...]] = ("predicted_token", "tokens")
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None

@@ -57,6 +57,9 @@ class Generation(Task):
     auto_class: ClassVar[str]
     head: ClassVar[Head] = "tokens"
     writes_tokens: ClassVar[bool] = True
+    word_columns: ClassVar[tuple[str, ...]] = (
+        "generated_text", "finish_reason", "num_generated_tokens",
+    )  # fmt: skip
     knobs: ClassVar[frozenset[str]] = frozenset(
         {"max_new_tokens", "temperature", "top_k", "top_p", "stop", "seed", "generation_config"}
     )

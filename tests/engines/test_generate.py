@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList
 
 from batchinfer import RunConfig, infer, resume, run
 from batchinfer.core import Batch, ChunkId
-from batchinfer.engines import sampling
+from batchinfer.engines import cpu, sampling
 from batchinfer.engines.generation import GenerationEngine
 from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.engines.models import describe, make_encoder
@@ -385,6 +385,30 @@ def test_models_that_know_no_padding_get_rows_of_one_length(
     monkeypatch.setattr(GenerationEngine, "_inputs", unmasked)
     assert answers(tmp_path, folder, texts) == right
     assert "prompts of different lengths are answered apart" in caplog.text
+
+
+@pytest.mark.parametrize("architecture", ["llama", "bart"])
+def test_layers_that_change_the_model_as_a_whole_stay_out(
+    writer: Writer,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    architecture: str,
+) -> None:
+    folder, texts = writer(architecture), made.texts(20, longest=20)
+    right = answers(tmp_path, folder, texts)
+    assert "own layers are used" not in caplog.text
+
+    def spoil(model: Any, **how: Any) -> str:
+        with torch.inference_mode():
+            model.get_output_embeddings().weight.mul_(torch.linspace(0, 2, 64))
+        return "spoilt"
+
+    monkeypatch.setattr(cpu, "optimize", spoil)
+    assert answers(tmp_path, folder, texts) == right
+    assert "the model's own layers are used: putting in faster layers changes the answers" in (
+        caplog.text
+    )
 
 
 def test_keys_and_values_have_room_and_overflow_it() -> None:
