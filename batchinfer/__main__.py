@@ -1,8 +1,6 @@
 """`python -m batchinfer`."""
 
-import sys
-
-from batchinfer.cli import main
+from batchinfer.cli import command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    command()

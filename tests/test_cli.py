@@ -260,3 +260,19 @@ def test_help_names_every_command() -> None:
     )  # fmt: skip
     for command in ("run", "resume", "status"):
         assert f" {command} " in done.stdout
+
+
+def test_the_command_ends_with_its_code_once_all_is_written() -> None:
+    """It ends before libraries are taken down, but after Python has cleaned up."""
+    code = (
+        "import atexit, threading, time\n"
+        "from batchinfer import cli\n"
+        "def main():\n"
+        "    threading.Thread(target=lambda: (time.sleep(0.2), print('joined'))).start()\n"
+        "    atexit.register(print, 'cleaned up', end='')\n"
+        "    return 65\n"
+        "cli.main = main\n"
+        "cli.command()\n"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (65, "joined\ncleaned up", "")
