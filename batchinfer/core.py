@@ -403,13 +403,17 @@ class LoadedChunk:
 
 @dataclass(frozen=True, slots=True)
 class AnsweredChunk:
-    """A chunk with all its answers, in request order; `rows` as in LoadedChunk."""
+    """A chunk with all its answers, in request order; `rows` as in LoadedChunk.
+
+    `recalled`: rows, and tokens of them, whose answers an earlier run had left in a journal.
+    """
 
     chunk: Chunk
     requests: Requests
     values: Mapping[str, npt.NDArray[Any]]
     errors: Mapping[int, str]
     rows: tuple[int, ...] | None = None
+    recalled: tuple[int, int] = (0, 0)
 
     @property
     def num_rows(self) -> int:

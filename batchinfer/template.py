@@ -73,7 +73,7 @@ def render_texts(
     rows = [row for row in range(table.num_rows) if row not in without]
     names = template.columns(name for name in table.column_names if name not in BOOKKEEPING)
     errors: dict[int, str] = {}
-    columns = [_python_values(table.column(name), name, rows, errors) for name in names]
+    columns = [python_values(table.column(name), name, rows, errors) for name in names]
     texts: list[str | None] = [None] * table.num_rows
     left = MAX_CHUNK
     for row, *values in zip(rows, *columns, strict=True):
@@ -111,7 +111,7 @@ def _read(path: str) -> str:
         raise UsageError(f"--template @{path}: cannot be read: {why}") from None
 
 
-def _python_values(
+def python_values(
     column: pa.ChunkedArray[Any], name: str, rows: list[int], errors: dict[int, str]
 ) -> list[Any]:
     """The values of these rows as Python has them; None, with its error, for one that it has not."""

@@ -208,6 +208,7 @@ class Worker:
         journal = Journal(folder.temporary, plan.id, self.task.answers) if writes else _NO_JOURNAL
         began, before = time.monotonic(), self.seconds
         watch = engine.watch = Stopwatch()
+        engine.stopped = lambda: self.stop.out_of_time
         # The marks of suspected chunks stand already, and stay until each was looked into.
         attempts = Attempts() if isolated else folder.attempts
         is_suspicious = isolated
@@ -243,8 +244,9 @@ class Worker:
 
     def _counted(self, answered: Iterable[AnsweredChunk]) -> Iterator[AnsweredChunk]:
         for chunk in answered:
-            self.new_rows += chunk.num_rows
-            self.new_tokens += chunk.requests.num_tokens
+            rows, tokens = chunk.recalled
+            self.new_rows += chunk.num_rows - rows
+            self.new_tokens += chunk.requests.num_tokens - tokens
             yield chunk
 
     def _tell_settings(self) -> None:
@@ -400,8 +402,8 @@ def answer(
                 return
             gathered = gathering[loaded.chunk.id] = _Gathering.of(loaded, engine.task.answers)
             for indices, answers in journal.read(loaded):
-                gathered.take(indices, answers)
-                progress.answered(len(indices), int(loaded.requests.cost[indices].sum()))
+                gathered.recall(indices, answers)
+                progress.recalled(len(indices))
             for batch in gathered.open_batches():
                 if stop.out_of_time:
                     return
@@ -453,6 +455,8 @@ class _Gathering:
     #: bool[n]: the requests that have an answer, or an error.
     done: npt.NDArray[np.bool_]
     errors: dict[int, str] = field(default_factory=dict)
+    #: Requests, and their tokens, whose answers were in a journal.
+    recalled: tuple[int, int] = (0, 0)
 
     @classmethod
     def of(cls, loaded: LoadedChunk, answers: Mapping[str, AnswerField]) -> _Gathering:
@@ -482,6 +486,13 @@ class _Gathering:
                 self.errors[int(row)] = answers.error
             return
         self.take(batch.indices, answers)
+
+    def recall(self, indices: Int64Array, answers: Answers) -> None:
+        """Take the answers that these requests got in an earlier run."""
+        self.take(indices, answers)
+        requests, tokens = self.recalled
+        cost = int(self.loaded.requests.cost[indices].sum())
+        self.recalled = (requests + len(indices), tokens + cost)
 
     def take(self, indices: Int64Array, answers: Answers) -> None:
         """Take the answers of these requests."""
@@ -519,4 +530,6 @@ class _Gathering:
             none = np.zeros((0, *self.fields[name].shape), dtype=self.fields[name].dtype)
             values[name] = np.concatenate([none, *parts])
         loaded = self.loaded
-        return AnsweredChunk(loaded.chunk, loaded.requests, values, errors, loaded.rows)
+        return AnsweredChunk(
+            loaded.chunk, loaded.requests, values, errors, loaded.rows, self.recalled
+        )

@@ -221,7 +221,6 @@ def test_a_closed_stdout_is_no_failure(source: Path, tmp_path: Path) -> None:
 
 HEAVY = ("torch", "pandas", "transformers", "tokenizers")
 TRACE = f"""
-import sys
 from batchinfer.cli import main
 code = main(sys.argv[1:])
 print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)

@@ -21,6 +21,7 @@ from batchinfer.core import Answers, Batch, Chunk, ChunkId, LoadedChunk, Positio
 from batchinfer.engines import fake
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import Interrupted
+from batchinfer.reporting.progress import Rates
 from batchinfer.tasks import create_task
 from batchinfer.worker import StopSignal
 from batchinfer.writers.journal import Journal
@@ -45,7 +46,7 @@ class Counting:
     """Counts the rows that the fake engine is asked for; stops the run before a batch, once."""
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch, stop_at: int | None = None) -> None:
-        self.rows, self.stop = 0, StopSignal()
+        self.rows, self.tokens, self.stop = 0, 0, StopSignal()
         answer = FakeEngine.answer
 
         def counted(engine: FakeEngine, batch: Batch) -> Answers:
@@ -53,6 +54,7 @@ class Counting:
                 self.stop.set_by(0)  # no grace
                 self.stop._grace_ends = 0.0
             self.rows += len(batch)
+            self.tokens += batch.num_tokens
             return answer(engine, batch)
 
         monkeypatch.setattr(FakeEngine, "answer", counted)
@@ -90,6 +92,18 @@ def test_what_was_answered_is_not_asked_again(
     assert asked + counting.rows == ROWS
     assert report.num_rows == ROWS and shards(config.output) == whole(tmp_path)
     assert journals(config) == []
+
+
+def test_what_a_journal_gave_is_not_counted_as_new(
+    stopped: tuple[RunConfig, int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config, _ = stopped
+    counting, progress = Counting(monkeypatch), Rates()
+    report = resume(config.output, progress=progress)
+    assert counting.rows < ROWS - 16, "the journal gave something"
+    assert (report.new_rows, report.new_tokens) == (counting.rows, counting.tokens)
+    assert (progress.num_rows, progress.num_tokens) == (counting.rows, counting.tokens)
+    assert progress.rows_done + progress.num_rows == ROWS
 
 
 def test_tasks_that_answer_at_once_keep_none(tmp_path: Path) -> None:
@@ -252,6 +266,35 @@ def test_what_is_written_is_read(tmp_path: Path, loaded: LoadedChunk) -> None:
     changed = dataclasses.replace(loaded.chunk, digest="edited")
     assert list(journal.read(dataclasses.replace(loaded, chunk=changed))) == []
     assert list(journal.read(dataclasses.replace(loaded, rows=(1,)))) == []
+
+
+@pytest.mark.parametrize("left", [3, 11, -5])  # of a frame, of a body, of nearly all
+def test_records_behind_a_torn_one_are_found(
+    tmp_path: Path, loaded: LoadedChunk, left: int
+) -> None:
+    journal = journal_of(tmp_path)
+    journal.write(loaded, batch_of([0]), answers_of([3]))
+    [path] = tmp_path.iterdir()
+    whole = path.stat().st_size
+    journal.write(loaded, batch_of([1]), answers_of([2]))
+    path.write_bytes(path.read_bytes()[: whole + left if left > 0 else left])
+    assert [indices.tolist() for indices, _ in journal.read(loaded)] == [[0]]
+    assert path.stat().st_size == whole
+    journal.write(loaded, batch_of([2]), answers_of([1]))
+    assert [indices.tolist() for indices, _ in journal.read(loaded)] == [[0], [2]]
+
+
+def test_a_record_that_finds_no_room_leaves_nothing_behind(
+    tmp_path: Path, loaded: LoadedChunk, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    journal = journal_of(tmp_path)
+    journal.write(loaded, batch_of([0]), answers_of([3]))
+    write = os.write
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "write", lambda file, content: write(file, content[:20]))
+        journal.write(loaded, batch_of([1]), answers_of([2]))
+    journal.write(loaded, batch_of([2]), answers_of([1]))
+    assert [indices.tolist() for indices, _ in journal.read(loaded)] == [[0], [2]]
 
 
 @pytest.mark.parametrize(

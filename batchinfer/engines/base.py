@@ -37,6 +37,15 @@ class DeviceLostError(ModelError):
     """The device no longer answers, perhaps because of a row; a new process may have it back."""
 
 
+class StoppedError(Exception):
+    """The run was told to stop while a batch was under way, which is dropped."""
+
+
+def never() -> bool:
+    """That nobody says stop."""
+    return False
+
+
 class Engine(ABC):
     """Answers batches on one device."""
 
@@ -53,6 +62,8 @@ class Engine(ABC):
         self.task = task
         #: Of the thread that drives the device. A call of `answer` counts as forward.
         self.watch = Stopwatch()
+        #: Asked by what answers a batch step by step: whether to drop it, and end `stream`.
+        self.stopped: Callable[[], bool] = never
         self._streams: Streams | None = None
         self._has_answered = False
         self._failed_alone = 0
@@ -81,17 +92,20 @@ class Engine(ABC):
         return False
 
     def stream(self, batches: Iterable[Batch]) -> Generator[tuple[Batch, Answers]]:
-        """Answer every request of every batch.
+        """Answer every request of every batch, up to a stop.
 
         A batch that fails is halved, down to the request that fails alone; that one comes back with
         `Answers.error`, the others are untouched. Raises DeviceLostError, or ModelError where the first
         so many requests all fail alone: then it is the model that is wrong, not the rows.
         """
-        if self._streams is not None:
-            yield from self._side_by_side(batches, self._streams)
+        try:
+            if self._streams is not None:
+                yield from self._side_by_side(batches, self._streams)
+                return
+            for batch in batches:
+                yield from self.answer_or_halve(batch)
+        except StoppedError:
             return
-        for batch in batches:
-            yield from self.answer_or_halve(batch)
 
     def _side_by_side(
         self, batches: Iterable[Batch], streams: Streams
@@ -167,6 +181,8 @@ class Engine(ABC):
                 continue
             error = landed.error  # whatever the model raises is the fault of some row
             assert error is not None
+            if isinstance(error, StoppedError):
+                raise error
             if self.is_fatal(error):
                 raise self.lost(error) from error
             if len(part) == 1:

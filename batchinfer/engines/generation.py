@@ -28,7 +28,7 @@ from transformers import (
 
 from batchinfer.core import Answers, Batch, BatchBudget
 from batchinfer.engines import cpu, sampling, weights
-from batchinfer.engines.base import reason
+from batchinfer.engines.base import StoppedError, reason
 from batchinfer.engines.canary import distance, joined, sample_rows
 from batchinfer.engines.devices import resolve_dtype
 from batchinfer.engines.encoders import load_tokenizer
@@ -217,7 +217,9 @@ class GenerationEngine(TorchEngine):
             **({} if cache is None else {"past_key_values": cache}),
             generation_config=settings,
             logits_processor=processors,
-            stopping_criteria=StoppingCriteriaList([ends] if task.num_beams == 1 else []),
+            stopping_criteria=StoppingCriteriaList(
+                [_Stop(self.stopped), *([ends] if task.num_beams == 1 else [])]
+            ),
         )
         return tokens
 
@@ -385,6 +387,21 @@ class _Ends(StoppingCriteria):
         going = self.at == 0
         self._is_over = going.sum() <= self._few
         return ~going | self._is_over  # type: ignore[return-value]
+
+
+class _Stop(StoppingCriteria):
+    """Ends no row; raises StoppedError, behind each token, once the run was told to stop."""
+
+    def __init__(self, stopped: Callable[[], bool]) -> None:
+        self._stopped = stopped
+
+    def __call__(
+        self, input_ids: torch.LongTensor, scores: torch.FloatTensor, **kwargs: Any
+    ) -> torch.BoolTensor:
+        if self._stopped():
+            raise StoppedError
+        ends: Any = torch.zeros(len(input_ids), dtype=torch.bool, device=input_ids.device)
+        return ends  # type: ignore[no-any-return]
 
 
 def _by_length(batch: Batch) -> list[Batch]:

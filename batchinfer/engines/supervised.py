@@ -10,6 +10,7 @@ The parent imports no torch, and holds no model.
 
 from __future__ import annotations
 
+import json
 import logging
 import os
 import signal
@@ -18,6 +19,7 @@ import time
 from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
+from itertools import count
 from multiprocessing import connection, get_context
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,11 +29,19 @@ import pyarrow as pa
 
 from batchinfer.children import hold_signals, settle_child
 from batchinfer.core import Answers, Batch, ChunkId
-from batchinfer.engines.base import HOPELESS, DeviceLostError, Engine, reason
+from batchinfer.engines.base import (
+    HOPELESS,
+    DeviceLostError,
+    Engine,
+    StoppedError,
+    never,
+    reason,
+)
 from batchinfer.errors import BatchInferError, Interrupted, ModelError
 from batchinfer.lean import spare_pandas
 from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
+from batchinfer.tasks.generation import SEED, Generation
 from batchinfer.tokenization import Encoder, Tokens
 
 if TYPE_CHECKING:
@@ -46,10 +56,6 @@ DEATHS_OF_A_ROW = 2
 HOPELESS_LATER = 8 * HOPELESS
 #: How often a parent that waits looks whether it should stop, in seconds.
 _LOOK_SECONDS = 0.2
-
-
-class _Stopped(Exception):
-    """The run was told to stop while the child was busy."""
 
 
 class SupervisedEngine(Engine):
@@ -67,17 +73,17 @@ class SupervisedEngine(Engine):
         folder: Path | None,
         *,
         timeout: float | None = None,
-        stopped: Callable[[], bool] = lambda: False,
+        stopped: Callable[[], bool] = never,
     ) -> None:
         super().__init__(task)
         self._job = (task, config, folder)
-        self._timeout, self._stopped = timeout, stopped
+        self._timeout, self.stopped = timeout, stopped
         self._child: _Child | None = None
         self._has_seen_death = False
         self._given_up = 0
         try:
             ready = self._living_child().ready
-        except _Stopped:
+        except StoppedError:
             raise Interrupted(
                 "stopped while the model was being loaded; go on with `batchinfer resume`"
             ) from None
@@ -96,7 +102,7 @@ class SupervisedEngine(Engine):
         try:
             for batch in batches:
                 yield from self._answer_or_narrow(batch)
-        except _Stopped:
+        except StoppedError:
             return
 
     def _answer_or_narrow(self, batch: Batch) -> Iterator[tuple[Batch, Answers]]:
@@ -120,7 +126,7 @@ class SupervisedEngine(Engine):
         """Encode texts in the child, too: a tokenizer can die of a row as a model can."""
         try:
             reply, death = self._ask("encode", (texts, pairs), alone=len(texts) <= 1, timeout=None)
-        except _Stopped:
+        except StoppedError:
             raise Interrupted(
                 "stopped while a suspected chunk was being tokenized; go on with `batchinfer resume`"
             ) from None
@@ -144,13 +150,13 @@ class SupervisedEngine(Engine):
     def vouch(self) -> None:
         """Say that this model has answered before, to the child too."""
         super().vouch()
-        with suppress(_Stopped):
+        with suppress(StoppedError):
             self._ask("vouch", None, alone=False, timeout=None)
 
     def stay_below(self, tokens: int) -> None:
         """Split larger batches from the start, in this child and those that come after it."""
         super().stay_below(tokens)
-        with suppress(_Stopped):
+        with suppress(StoppedError):
             self._ask("stay_below", tokens, alone=False, timeout=None)
 
     def close(self) -> None:
@@ -165,8 +171,8 @@ class SupervisedEngine(Engine):
         """What the child answers, or how it died; a single row is asked until it killed two."""
         death = ""
         for _ in range(DEATHS_OF_A_ROW if alone else 1):
-            if self._stopped():
-                raise _Stopped
+            if self.stopped():
+                raise StoppedError
             reply, death = self._living_child().ask(what, argument, timeout)
             if not death:
                 return reply, ""
@@ -188,7 +194,7 @@ class SupervisedEngine(Engine):
 
     def _living_child(self) -> _Child:
         if self._child is None:
-            self._child = _Child(self._job, self._has_answered, self._ceiling, self._stopped)
+            self._child = _Child(self._job, self._has_answered, self._ceiling, self.stopped)
         return self._child
 
 
@@ -248,7 +254,7 @@ class _Child:
             if not connection.wait([self._pipe, self._process.sentinel], _LOOK_SECONDS):
                 if self._stopped():
                     self._kill()
-                    raise _Stopped
+                    raise StoppedError
                 if ends is not None and time.monotonic() >= ends:
                     self._kill()
                     return None, f"took more than {timeout:g} s"
@@ -336,15 +342,29 @@ def _serve(
 
 
 def _warm_up(engine: Engine, encoder: Encoder) -> None:
-    """Answer something before any batch is timed: the first one pays for kernels and caches."""
-    if not engine.task.takes_text:  # it has answered made-up rows when it was loaded
+    """Answer something before any batch is timed: the first one pays for kernels and caches.
+
+    An answer that is written token by token ends with the second, the first to be made from the cache.
+    """
+    task = engine.task
+    if not task.takes_text:  # it has answered made-up rows when it was loaded
         return
-    text: Any = pa.array([f"{engine.task.spec.mask_token} warm"], pa.large_string())
-    tokens = encoder.encode(text, text if engine.task.takes_pairs else None)
+    said = f"{task.spec.mask_token} warm"
+    if task.spec.chat:
+        said = json.dumps([{"role": "user", "content": said}])
+    text: Any = pa.array([said], pa.large_string())
+    tokens = encoder.encode(text, text if task.takes_pairs else None)
     lengths = np.diff(tokens.offsets).astype(np.int32)
-    if lengths[0]:
-        with suppress(Exception):  # what is wrong with the model will show on the rows
-            engine.answer(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, tokens.fields))
+    if not lengths[0]:
+        return
+    fields = dict(tokens.fields)
+    if isinstance(task, Generation) and task.draws:
+        fields[SEED] = np.zeros(lengths[0], np.int32)
+    written = count(1)
+    engine.stopped = lambda: next(written) >= 2
+    with suppress(Exception):  # what is wrong with the model will show on the rows
+        engine.answer(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, fields))
+    engine.stopped = never
 
 
 class _Relay(logging.Handler):

@@ -177,8 +177,10 @@ def _values_that_do_not_fit(
 
 
 def _is_bytes(value: object) -> bool:
-    """Whether a rescued value is a text that was no UTF-8."""
-    return isinstance(value, dict) and set(value) == {"base64"}
+    """Whether a rescued value is, or holds, a text that was no UTF-8."""
+    if isinstance(value, dict):
+        return set(value) == {"base64"} or any(map(_is_bytes, value.values()))
+    return isinstance(value, list) and any(map(_is_bytes, value))
 
 
 def _rows_without_text(table: pa.Table, name: str) -> list[int]:

@@ -10,8 +10,9 @@ import pyarrow as pa
 
 from batchinfer.config import RunConfig
 from batchinfer.core import Chunk, Int32Array, ModelSpec, Requests
-from batchinfer.errors import UsageError
+from batchinfer.errors import UsageError, one_line
 from batchinfer.tasks.generation import Generation
+from batchinfer.template import python_values
 from batchinfer.tokenization import Encoder, as_strings, choose, encode_requests, rows_without
 
 #: What a message of a conversation must have.
@@ -82,12 +83,17 @@ class Generate(Generation):
         found = {}
         before = [] if self.config.system is None else [_message("system", self.config.system)]
         if self.holds_conversations:
-            held: list[Any] = column.take(rows).to_pylist()
+            held = python_values(column, self.text_column, rows.tolist(), errors)
             for row, messages in zip(rows.tolist(), held, strict=True):
+                if row in errors:
+                    continue
                 if why := self._fault(messages):
                     errors[row] = why
-                else:
-                    found[row] = orjson.dumps([*before, *messages])
+                    continue
+                try:
+                    found[row] = orjson.dumps([*before, *_as_given(messages)])
+                except TypeError as error:
+                    errors[row] = f"column '{self.text_column}' cannot be read: {one_line(error)}"
         else:
             wrong: dict[int, str] = {}
             texts = as_strings(choose(column, rows), wrong)
@@ -110,6 +116,16 @@ class Generate(Generation):
 
 def _message(role: str, content: str) -> dict[str, str]:
     return {_ROLE: role, _CONTENT: content}
+
+
+def _as_given(value: Any) -> Any:
+    """A value without the fields that are null: Arrow gives each struct those of all others.
+
+    Templates ask whether a message has a field.
+    """
+    if isinstance(value, dict):
+        return {name: _as_given(held) for name, held in value.items() if held is not None}
+    return [_as_given(held) for held in value] if isinstance(value, list) else value
 
 
 def _is_struct(kind: Any) -> bool:

@@ -3,6 +3,7 @@
 For tasks whose answers are written, token by token: a chunk of them may take an hour. A journal is one file
 a chunk in tmp/, to which each batch's answers are appended, with a checksum. It is never state: nothing is
 synced, and a file that is torn, of another job, or of other input is passed over, as far as it is wrong.
+What is torn is cut off: records that are appended behind it would not be found.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ from batchinfer.writers.durable import open_regular
 
 _PREFIX = "answers-"
 #: What has a journal's name already may be a stranger's: no link is followed, no FIFO waited for.
-_FLAGS = os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
+_FLAGS = os.O_WRONLY | os.O_APPEND | os.O_NOFOLLOW | os.O_NONBLOCK
 _FRAME = struct.Struct("<II")
 #: A record's own description; answers follow it.
 _LONGEST_HEAD = 1 << 16
@@ -57,14 +58,20 @@ class Journal:
         )
         record = _FRAME.pack(len(body), zlib.crc32(body)) + body
         with suppress(OSError):
-            descriptor = os.open(self._path(self.folder, loaded.chunk.id), _FLAGS, 0o666)
+            path = self._path(self.folder, loaded.chunk.id)
+            descriptor = os.open(path, _FLAGS | os.O_CREAT, 0o666)
             try:
-                os.write(descriptor, record)
+                written = os.write(descriptor, record)
+                if written < len(record):  # the disk is full
+                    os.ftruncate(descriptor, os.fstat(descriptor).st_size - written)
             finally:
                 os.close(descriptor)
 
     def read(self, loaded: LoadedChunk) -> Iterator[tuple[Int64Array, Answers]]:
-        """Requests of a chunk that were answered, each once: their indices, int64[b], and the answers."""
+        """Requests of a chunk that were answered, each once: their indices, int64[b], and the answers.
+
+        For the holder of the run folder alone: a record that is torn is cut off.
+        """
         if self.folder is None or loaded.rows is not None:
             return
         seen = np.zeros(len(loaded.requests), dtype=np.bool_)
@@ -84,7 +91,7 @@ class Journal:
 
     @staticmethod
     def _bodies(path: Path) -> Iterator[bytes]:
-        """The records of a file, up to the first that is torn."""
+        """The records of a file, up to the first that is torn; there it ends from then on."""
         try:
             with open_regular(path) as file:
                 content = file.read()
@@ -93,12 +100,19 @@ class Journal:
         place = 0
         while len(content) - place >= _FRAME.size:
             size, checksum = _FRAME.unpack_from(content, place)
-            place += _FRAME.size
-            body = content[place : place + size]
+            begin = place + _FRAME.size
+            body = content[begin : begin + size]
             if len(body) < size or zlib.crc32(body) != checksum:
-                return
-            place += size
+                break
+            place = begin + size
             yield body
+        if place < len(content):
+            with suppress(OSError):
+                descriptor = os.open(path, _FLAGS)
+                try:
+                    os.ftruncate(descriptor, place)
+                finally:
+                    os.close(descriptor)
 
     def _parse(self, body: bytes, loaded: LoadedChunk) -> tuple[Int64Array, Answers] | None:
         """A record's indices and answers; None where it is not of this chunk as it is now."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
@@ -17,13 +18,14 @@ from transformers import AutoTokenizer, GenerationConfig, LogitsProcessorList
 
 from batchinfer import RunConfig, infer, resume, run
 from batchinfer.core import Batch, ChunkId
-from batchinfer.engines import cpu, sampling
+from batchinfer.engines import cpu, sampling, supervised
 from batchinfer.engines.generation import GenerationEngine
 from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.engines.models import describe, make_encoder
-from batchinfer.errors import ModelError, UsageError
+from batchinfer.errors import Interrupted, ModelError, UsageError
 from batchinfer.tasks import create_task
 from batchinfer.tasks.generation import with_settings
+from batchinfer.worker import StopSignal
 from tests.engines import made
 
 NEW_TOKENS = 12
@@ -303,6 +305,50 @@ def test_conversations_that_are_none_are_errors_of_their_rows(
     assert [row["_error"] is None for row in rows] == [True, False, False, False, True]
     assert rows[0]["generated_text"] == rows[4]["generated_text"]
     assert "is empty" in rows[1]["_error"] and "lacks 'role' or 'content'" in rows[3]["_error"]
+
+
+def test_a_message_has_the_fields_that_it_was_given(writer: Writer, tmp_path: Path) -> None:
+    """Arrow gives every message the fields of all others; templates ask what a message has."""
+    template = CHAT.replace("</s>", "{% if 'calls' in m %}{{ m.calls | tojson }}{% endif %}</s>", 1)
+    folder = writer("llama", chat_template=template)
+    plain = [[{"role": "user", "content": text}] for text in made.texts(6, longest=20)]
+    plain[1] += [{"role": "assistant", "content": "lo", "calls": [{"given": {"a": 1}}]}]
+    calls = [{"given": {"a": 1}}, {"given": {"b": "two"}}]
+    calling = [*plain[0], {"role": "assistant", "content": "lo", "calls": calls}]
+    rows = answers(tmp_path, folder, [*plain, calling])
+    assert differences(rows[:-1], plain_columns(answers(tmp_path, folder, plain))) == 0
+    ids = AutoTokenizer.from_pretrained(folder).apply_chat_template(
+        calling, add_generation_prompt=True, return_dict=False
+    )
+    assert differences(rows[-1:], alone(folder, [ids])) == 0
+
+
+def test_a_conversation_that_cannot_be_read_is_an_error_of_its_row(tmp_path: Path) -> None:
+    contents: Any = pa.array([b"good", b"bad \xff", b"good", b"good"], pa.binary())
+    fields = {
+        "role": pa.array(["user"] * 4),
+        "content": contents.view(pa.string()),
+        "price": pa.array([None, None, "1.5", None]).cast(pa.decimal128(4, 1)),
+        "image": pa.array([None, None, None, b"\x89PNG"], pa.binary()),
+    }
+    messages = pa.StructArray.from_arrays(list(fields.values()), names=list(fields))
+    conversations = pa.ListArray.from_arrays(pa.array(range(5), pa.int32()), messages)
+    pq.write_table(pa.table({"text": conversations}), tmp_path / "in.parquet")
+    run(
+        RunConfig(
+            inputs=(str(tmp_path / "in.parquet"),), output=str(tmp_path / "out"), engine="fake",
+            task="generate", max_errors="100%", keep=(),
+        )
+    )  # fmt: skip
+    good, *bad = pq.read_table(tmp_path / "out" / "data")["_error"].to_pylist()
+    assert good is None
+    expected = (
+        "row 1: column 'text' is not valid UTF-8",
+        "column 'text' cannot be read: Type is not JSON serializable: decimal.Decimal",
+        "column 'text' cannot be read: 'utf-8' codec can't decode byte 0x89 in position 0",
+    )
+    for error, said in zip(bad, expected, strict=True):
+        assert error.startswith(said) and "\n" not in error
 
 
 def test_a_template_that_fails_is_an_error_of_its_row(writer: Writer, tmp_path: Path) -> None:
@@ -600,11 +646,82 @@ def test_failed_rows_are_generated_again_alone(
     assert cured.to_pylist() == whole
 
 
+@pytest.mark.parametrize(
+    "settings", [{}, {"temperature": 1.5}, {"num_beams": 3}], ids=["greedy", "draws", "beams"]
+)
+def test_a_stop_is_heard_within_a_batch(
+    writer: Writer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, settings: dict[str, Any]
+) -> None:
+    folder, stop, steps = writer("llama"), StopSignal(), 0
+    texts, chosen = made.texts(20, longest=20), dict(settings)
+    if "num_beams" in settings:
+        (tmp_path / "generation.json").write_text(json.dumps(settings))
+        chosen = {"generation_config": str(tmp_path / "generation.json")}
+    whole = answers(tmp_path, folder, texts, **chosen)
+    answer = GenerationEngine.answer
+
+    def watched(engine: GenerationEngine, batch: Batch) -> Any:
+        # In the second batch, behind a few tokens.
+        seen.append(batch)
+        if len(seen) == 2:
+            engine.model.register_forward_pre_hook(count)
+        return answer(engine, batch)
+
+    def count(*_: Any) -> None:
+        nonlocal steps
+        steps += 1
+        if steps == 3:
+            stop.set()
+            stop._grace_ends = 0.0  # the few seconds are over
+
+    seen: list[Batch] = []
+    monkeypatch.setattr(GenerationEngine, "answer", watched)
+    output = tmp_path / "stopped"
+    with pytest.raises(Interrupted) as stopped:
+        run(
+            RunConfig(
+                inputs=(str(next(tmp_path.glob("in-*"))),),
+                model=str(folder), output=str(output), dtype="float32",
+                max_new_tokens=NEW_TOKENS, max_batch_rows=8, chunk_rows=32, threads=1, **chosen,
+            ),
+            stop=stop,
+        )  # fmt: skip
+    assert stopped.value.exit_code == 75
+    assert (len(seen), steps) == (2, 3), "no token more"
+    monkeypatch.undo()
+    report = resume(str(output))
+    assert report.new_rows == 20 - len(seen[0]) and report.num_errors == 0
+    found = pq.read_table(output / "data").drop_columns(["_source"]).to_pylist()
+    assert found == whole
+
+
+@pytest.mark.parametrize(
+    ("architecture", "made_of", "writing"),
+    [
+        ("llama", {}, {}),
+        ("t5", {}, {}),
+        ("llama", {"chat_template": CHAT}, {}),
+        ("llama", {}, {"temperature": 1.5}),
+    ],
+)
+def test_two_tokens_warm_a_model_up(
+    writer: Writer, architecture: str, made_of: dict[str, Any], writing: dict[str, Any]
+) -> None:
+    spec, folder = describe(
+        str(writer(architecture, **made_of)), writing={"max_new_tokens": NEW_TOKENS, **writing}
+    )
+    engine = GenerationEngine(create_task(spec), folder, dtype="float32")
+    steps: list[int] = []
+    engine.model.register_forward_pre_hook(lambda *_: steps.append(1))
+    supervised._warm_up(engine, make_encoder(folder, spec))
+    assert len(steps) == 2
+    assert not engine.stopped()
+    engine.close()
+
+
 def test_a_bare_engine_answers_a_batch(writer: Writer) -> None:
     spec, folder = describe(str(writer("llama")), writing={"max_new_tokens": NEW_TOKENS})
     engine = GenerationEngine(create_task(spec), folder, dtype="float32")
-    import pyarrow as pa
-
     tokens = make_encoder(folder, spec).encode(pa.array(["bade lo"], pa.large_string()), None)
     lengths = np.diff(tokens.offsets).astype(np.int32)
     answer = engine.answer(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, tokens.fields))
