@@ -11,6 +11,7 @@ A JSON with machine, versions and every figure is written under --out, after eac
     correctness   answers in bf16 against plain transformers in float32, one row at a time
     engine        tokens/s of LocalEngine, tokenized before, by length and token budget
     profile       share of the time in which a kernel runs, and which ones
+    generation    tokens/s that a decoder writes: batch by batch, and continuously batched
     run           `batchinfer run`, JSONL to Parquet, beside the engine alone and all but the engine
     peers         sentence-transformers and the pipeline, default and tuned, on the same texts
 
@@ -53,10 +54,12 @@ from batchinfer.batching import make_batches
 from batchinfer.core import Answers, Batch, BatchBudget, Chunk, ChunkId, Position, Requests
 from batchinfer.engines import local
 from batchinfer.engines.base import Engine
+from batchinfer.engines.continuous import ContinuousEngine
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.tasks import create_task
 from batchinfer.tasks.base import Task
+from batchinfer.tasks.generation import Generation
 
 #: name → configuration; the sizes of all-MiniLM-L6, BERT-base, bge-m3 (XLM-R-large) and ModernBERT-base
 MODELS: dict[str, tuple[str, dict[str, Any]]] = {
@@ -77,6 +80,13 @@ MODELS: dict[str, tuple[str, dict[str, Any]]] = {
 SPECIAL = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]"]
 LENGTHS = (32, 128, 512)
 BUDGETS = (8192, 16384, 32768, 65536)
+#: A decoder of Llama 3.2 1B's size, whose every so many-th token ends an answer.
+WRITER: dict[str, Any] = {
+    "hidden_size": 2048, "num_hidden_layers": 16, "num_attention_heads": 32, "num_key_value_heads": 8,
+    "intermediate_size": 8192, "vocab_size": 32768, "max_position_embeddings": 2048,
+    "tie_word_embeddings": True, "pad_token_id": 0, "bos_token_id": None,
+}  # fmt: skip
+ENDS_EVERY, NEW_TOKENS, PROMPTS = 100, 256, 2048
 #: Rows of a run or of a peer, so that each takes some seconds.
 ROWS = {
     "minilm-l6": 400_000,
@@ -245,20 +255,21 @@ def linear_weights(model: Any) -> int:
     )
 
 
-def batches_of(lengths: np.ndarray[Any, Any], budget: int, vocabulary: int) -> list[Batch]:
+def batches_of(
+    lengths: np.ndarray[Any, Any], budget: int, vocabulary: int, rows: int = 4096
+) -> list[Batch]:
     """Batches of random tokens in page-locked memory, as the loader hands them over."""
     draw = np.random.default_rng(0)
     offsets = np.concatenate([np.zeros(1, np.int64), np.cumsum(lengths, dtype=np.int64)])
     tokens = draw.integers(5, vocabulary, int(offsets[-1]), dtype=np.int32)
-    rows = np.arange(len(lengths), dtype=np.int32)
     requests = Requests(
-        rows,
+        np.arange(len(lengths), dtype=np.int32),
         lengths.astype(np.int32),
         np.zeros(len(lengths), np.bool_),
         offsets,
         {"input_ids": tokens},
     )
-    planned = make_batches(ChunkId(0, 0), requests, BatchBudget(budget, 4096))
+    planned = make_batches(ChunkId(0, 0), requests, BatchBudget(budget, rows))
     return [batch.pin_memory() for batch in planned]
 
 
@@ -467,6 +478,67 @@ def profile(bench: Bench) -> dict[str, Any]:
     return result
 
 
+def generation(bench: Bench) -> dict[str, Any]:
+    """Tokens/s that are written, where answers end anywhere; how many of the texts are the same."""
+    folder = make_writer(bench.work / "writer", bench.corpus)
+    lengths = mixed_lengths(PROMPTS)
+    written: dict[str, dict[int, list[int]]] = {}
+    result: dict[str, Any] = {}
+
+    def case(name: str, **options: Any) -> Callable[[], float]:
+        def work() -> float:
+            spec, place = describe(
+                str(folder), writing={"max_new_tokens": NEW_TOKENS, "temperature": 0}
+            )
+            task = create_task(spec)
+            assert isinstance(task, Generation)
+            assert place is not None
+            engine = ContinuousEngine(task, place, dtype="bfloat16", device="cuda", **options)
+            assert engine.is_continuous == ("force" in options), f"{name}: see the warnings above"
+            result["flash attention"] = engine._flash or "none"
+            batches = batches_of(lengths, 1 << 30, 8000, engine.default_budget.max_batch_rows)
+            list(engine.stream(batches[-1:]))
+            found = written[name] = {}
+
+            def answer() -> None:
+                for batch, answers in engine.stream(batches):
+                    ends = np.cumsum(answers.values["count"])[:-1]
+                    tokens = np.split(answers.values["tokens"], ends)
+                    rows = [ids.tolist() for ids in tokens]
+                    found.update(zip(batch.indices.tolist(), rows, strict=True))
+
+            seconds = seconds_of(answer)
+            engine.close()
+            free()
+            return sum(map(len, found.values())) / seconds
+
+        return work
+
+    # One model at a time: each takes most of the memory for its keys and values.
+    cases = {
+        "batch by batch": case("batch by batch", attention="sdpa"),
+        "continuous": case("continuous", force=True),
+    }
+    result["tokens/s"] = bench.interleave(cases)
+    ours, theirs = written["continuous"], written["batch by batch"]
+    same = [(ours[row] == ids, ours[row][0] == ids[0]) for row, ids in theirs.items()]
+    result["same text"], result["same first token"] = np.mean(same, axis=0).tolist()
+    result["tokens of an answer"] = float(np.mean([len(ids) for ids in theirs.values()]))
+    return result
+
+
+def make_writer(folder: Path, corpus: list[str]) -> Path:
+    """A decoder with random weights, and the corpus's tokenizer."""
+    torch.manual_seed(0)
+    model = transformers.LlamaForCausalLM(transformers.LlamaConfig(**WRITER)).to(torch.bfloat16)
+    ends = list(range(ENDS_EVERY, WRITER["vocab_size"], ENDS_EVERY))
+    model.generation_config.update(eos_token_id=ends)
+    folder.mkdir()
+    model.save_pretrained(folder)
+    make_tokenizer(corpus, folder)
+    return folder
+
+
 def busy_share(events: list[dict[str, Any]]) -> dict[str, Any]:
     spans = sorted((event["ts"], event["ts"] + event["dur"]) for event in events)
     busy, end = 0.0, spans[0][0]
@@ -628,7 +700,7 @@ class WithoutModel(LocalEngine):
 
 SECTIONS = {
     "ceilings": ceilings, "correctness": correctness, "engine": engine, "profile": profile,
-    "run": run, "peers": peers,
+    "generation": generation, "run": run, "peers": peers,
 }  # fmt: skip
 
 

@@ -188,9 +188,9 @@ def create_engine(
         "allow_pickle": config.allow_pickle,
     }
     if isinstance(task, Generation):
-        from batchinfer.engines.generation import GenerationEngine
+        from batchinfer.engines.continuous import ContinuousEngine
 
-        return GenerationEngine(task, folder, plain=plain, **options)
+        return ContinuousEngine(task, folder, plain=plain, **options)
     assert isinstance(task, OnePass)
     if config.engine == "openvino":
         from batchinfer.engines.openvino import OpenVinoEngine

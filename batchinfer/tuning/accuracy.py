@@ -103,14 +103,18 @@ def answers_of(
     for batch, answers in engine.stream(feed()):
         if answers.error is None:
             for name, found in answers.values.items():
-                start = int(before[name][batch.indices[0]])  # rows of a batch follow one another
-                if counted_by := engine.task.answers[name].counted_by:
-                    counts = answers.values[counted_by].astype(np.int64)
+                field = engine.task.answers[name]
+                if field.counted_by:
+                    counts = answers.values[field.counted_by].astype(np.int64)
                     starts = (np.cumsum(counts) - counts)[counts > 0]
                     first = np.full((len(counts), *found.shape[1:]), -1, found.dtype)
                     first[counts > 0] = found[starts]
                     found = first
-                values[name][start : start + len(found)] = found
+                if field.unit == "request":  # of a batch that comes back in parts, in any order
+                    values[name][batch.indices] = found
+                else:  # halves of a batch at most: its rows follow one another
+                    start = int(before[name][batch.indices[0]])
+                    values[name][start : start + len(found)] = found
     return values
 
 
