@@ -34,6 +34,7 @@ from batchinfer.knobs import (
     Duration,
     Encoding,
     Names,
+    Paths,
     Text,
     Types,
     knob,
@@ -54,7 +55,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    inputs: Names = knob((), "Files, globs or folders", INPUT)
+    inputs: Paths = knob((), "Files, globs or folders", INPUT)
     output: str = knob("", "Run folder to write", OUTPUT, flag="-o")
 
     model: str = knob(

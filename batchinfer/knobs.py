@@ -32,17 +32,12 @@ def _listed(value: Any) -> Any:
     return [value] if isinstance(value, str) else value
 
 
-def _columns(value: Any) -> Any:
-    """Names of columns, with commas between them or one by one."""
-    parts = _listed(value)
-    if not isinstance(parts, (list, tuple)) or not all(isinstance(part, str) for part in parts):
+def columns_of(value: Any) -> Any:
+    """Names of columns: one text has commas between them; in a list each stands as it is."""
+    if not isinstance(value, str):
         return value
-    return [
-        name
-        for part in parts
-        for name in (map(str.strip, part.split(",")) if "," in part else [part])
-        if name
-    ]
+    names = map(str.strip, value.split(",")) if "," in value else [value]
+    return [name for name in names if name]
 
 
 def _assignments(value: Any) -> Any:
@@ -75,7 +70,7 @@ def _known_encoding(value: str) -> str:
 
 
 def _unicode(value: str) -> str:
-    """A name that ends up in a file's columns; what the shell passes may be any bytes."""
+    """A text that ends up in a file; what the shell passes may be any bytes."""
     try:
         value.encode()
     except UnicodeEncodeError:
@@ -111,8 +106,9 @@ def _count_or_percentage(value: Any) -> str:
 
 
 Text = Annotated[str, AfterValidator(_unicode)]
-Names = Annotated[tuple[str, ...], BeforeValidator(_listed)]
-Columns = Annotated[tuple[Text, ...], BeforeValidator(_columns)]
+Paths = Annotated[tuple[str, ...], BeforeValidator(_listed)]
+Names = Annotated[tuple[Text, ...], BeforeValidator(_listed)]
+Columns = Annotated[tuple[Text, ...], BeforeValidator(columns_of)]
 Types = Annotated[dict[Text, Text], BeforeValidator(_assignments)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 AutoFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]

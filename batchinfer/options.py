@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from batchinfer.config import RunConfig, flag_name, knob_of, parts_of
+from batchinfer.knobs import columns_of
 
 
 def options_of(
@@ -31,7 +32,7 @@ def options_of(
         options = [p for p in own if p.kind is inspect.Parameter.KEYWORD_ONLY]
 
         def call(**values: Any) -> None:
-            flags = {n: values.pop(n) for n in names}
+            flags = {n: _merged(n, values.pop(n)) for n in names}
             command(**values, flags={n: v for n, v in flags.items() if v is not None and v != []})
 
         parameters = [*arguments, *(_option(n, n in hidden) for n in names), *options]
@@ -41,6 +42,14 @@ def options_of(
         return call
 
     return decorate
+
+
+def _merged(name: str, value: Any) -> Any:
+    """Flags that name columns as one text: in a list, a comma would be of a name."""
+    separates = any(
+        getattr(part, "func", None) is columns_of for part in RunConfig.model_fields[name].metadata
+    )
+    return ",".join(value) if separates and value else value
 
 
 def _option(name: str, is_hidden: bool) -> inspect.Parameter:

@@ -1,51 +1,52 @@
 """The language of templates: Jinja, less what could go on for ever or differ from run to run.
 
 A template may come with a run folder or a configuration that somebody else wrote. So what it may do is
-listed here, and anything else is refused when the job is planned.
+listed here, in filters.py and in methods.py, and anything else is refused when the job is planned.
 
 What is bounded
-    Of one row, MAX_WORK: a character that is made, or that a filter, a method, a comparison or a slice goes
-    through, counts one, an item of a list ITEM, a round of a loop ROUND. What would be more is an error,
-    raised before the memory is taken: so it is with texts that are joined, repeated or replaced, and with
-    lists of lists. Large numbers are bounded by their bits.
+    Of one row, MAX_WORK: a character that is made, or that a filter, a test, a method, a comparison or a
+    slice goes through, counts one, an item of a list ITEM, a round of a loop ROUND. What takes longer than
+    its operands are long (searches, strips, one item put to each of many) counts by what it takes at
+    worst, or is refused. What would be more is an error, raised before the memory is taken: so it is with
+    texts that are joined, repeated or replaced, and with lists of lists. No whole number has more than
+    MAX_BITS, in the template, as a result of arithmetic or made of a text.
 What is not
-    The number of rows: a template that does the most that it may, a quarter of a second as measured, does
-    it for each of them.
+    The number of rows: a template that does the most that it may, half a second as measured, does it for
+    each of them.
 
-Nothing is drawn at random, no clock is read, and what is no value (a function, say, whose text would be its
-address) is not printed: a template always says the same of the same row.
+Nothing is drawn at random, no clock, time zone or language of the machine is read, no set is made, and what
+is no value (a function, say, whose text would be its address) is not printed, in a list neither: a template
+always says the same of the same row.
 """
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import functools
-import json
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import jinja2
 from jinja2 import meta, nodes
-from jinja2.exceptions import SecurityError
-from jinja2.runtime import Context, LoopContext, Undefined
-from jinja2.sandbox import ImmutableSandboxedEnvironment, safe_range
-from jinja2.utils import pass_context
+from jinja2.runtime import Undefined
+from jinja2.sandbox import safe_range
 from jinja2.visitor import NodeTransformer
 
 from batchinfer.config import did_you_mean
 from batchinfer.errors import one_line
+from batchinfer.filters import (
+    FILTERS,
+    TESTS,
+    RowContext,
+    Sandbox,
+    bounded,
+    check_operands,
+    finalize,
+)
+from batchinfer.methods import called
 
-#: What a template may do for one row. An item of a list and a round of a loop count as many characters as
-#: take about their time.
-MAX_WORK = 1 << 24
-ITEM = 32
-ROUND = 256
 #: Characters of a template: it may hold examples, but no corpus.
 MAX_SOURCE = 1 << 18
-#: Bits of a product: a number may not grow by multiplication in each round of a loop.
-_MAX_BITS = 4096
 
 #: The name by which a template reaches columns whose names are no identifiers.
 ROW = "row"
@@ -57,36 +58,12 @@ _ALLOWED = (
     nodes.Concat, nodes.Compare, nodes.Operand, nodes.Add, nodes.Sub, nodes.Mul, nodes.Div,
     nodes.FloorDiv, nodes.Mod, nodes.And, nodes.Or, nodes.Not, nodes.Neg, nodes.Pos,
 )  # fmt: skip
-#: Jinja's own filters that are taken over. Those that widen a text by a number are not among them.
-_FILTERS = (
-    "abs", "capitalize", "count", "dictsort", "first", "float", "groupby", "int", "items", "last",
-    "length", "list", "lower", "map", "max", "min", "reject", "rejectattr", "reverse", "select",
-    "selectattr", "sort", "sum", "title", "trim", "truncate", "unique", "upper", "wordcount",
-)  # fmt: skip
-#: Those that take a text: null is "" to them, as where it is printed.
-_OF_TEXT = frozenset({"capitalize", "lower", "title", "trim", "truncate", "upper", "wordcount"})
-#: Methods that may be called, by the types that have them.
-_METHODS: tuple[tuple[Any, frozenset[str]], ...] = (
-    (str, frozenset({
-        "capitalize", "casefold", "count", "endswith", "find", "index", "isalnum", "isalpha", "isascii",
-        "isdecimal", "isdigit", "islower", "isnumeric", "isspace", "istitle", "isupper", "join", "lower",
-        "lstrip", "partition", "removeprefix", "removesuffix", "replace", "rfind", "rindex", "rpartition",
-        "rsplit", "rstrip", "split", "splitlines", "startswith", "strip", "swapcase", "title", "upper",
-    })),
-    (dict, frozenset({"get", "items", "keys", "values"})),
-    ((list, tuple), frozenset({"count", "index"})),
-    ((datetime.date, datetime.time, datetime.timedelta), frozenset({
-        "date", "isoformat", "isoweekday", "strftime", "time", "total_seconds", "weekday",
-    })),
-    (LoopContext, frozenset({"changed", "cycle"})),
-)  # fmt: skip
+#: What is looked for in texts and lists, which a comparison does not count.
+_MEMBERSHIP = ("in", "notin")
+#: Names that are never those of columns.
+_TAKEN = ("range", "self")
 #: What the compiled template adds to calls in loops, for callers of macros.
 _FOR_MACROS = ("_loop_vars", "_block_vars")
-#: What can be printed, beside null.
-_VALUES = (
-    str, int, float, decimal.Decimal, datetime.date, datetime.time, datetime.timedelta,
-    list, tuple, dict,
-)  # fmt: skip
 
 
 @dataclass(frozen=True)
@@ -107,7 +84,7 @@ class Template:
         variables = {**record, **_SANDBOX.globals}
         if self.takes_row:
             variables[ROW] = record
-        context = _Context(_SANDBOX, variables, None, {})
+        context = RowContext(_SANDBOX, variables, None, {})
         parts = []
         for part in self.program.root_render_func(context):
             context.spend(len(part))
@@ -159,6 +136,12 @@ def _require_allowed(tree: nodes.Template) -> None:
     def refuse(node: nodes.Node, why: str) -> None:
         raise jinja2.TemplateSyntaxError(why, node.lineno)
 
+    names = list(tree.find_all(nodes.Name))
+    is_variable = {name.name for name in names if name.ctx != "load"}
+    is_called = {id(call.node) for call in tree.find_all(nodes.Call)}
+    for name in names:
+        if name.name in _TAKEN and name.name not in is_variable and id(name) not in is_called:
+            refuse(name, f"'{name.name}' is no column here; one of that name is row.{name.name}")
     for node in tree.find_all(nodes.Node):
         if not isinstance(node, _ALLOWED):
             refuse(node, f"'{type(node).__name__.lower()}' cannot be used in this template")
@@ -167,6 +150,14 @@ def _require_allowed(tree: nodes.Template) -> None:
         if isinstance(node, nodes.Filter) and node.name not in _SANDBOX.filters:
             hint = did_you_mean(node.name, _NAMED_FILTERS)
             refuse(node, f"no filter '{node.name}'{hint}; there are {', '.join(_NAMED_FILTERS)}")
+        if isinstance(node, nodes.Const):
+            try:
+                bounded(node.value)
+            except OverflowError as error:
+                refuse(node, str(error))
+        is_chain = isinstance(node, nodes.Compare) and len(node.ops) > 1
+        if is_chain and any(one.op in _MEMBERSHIP for one in node.find_all(nodes.Operand)):
+            refuse(node, "'in' cannot be chained with another comparison; put one in brackets")
         if isinstance(node, nodes.Test) and node.name not in _SANDBOX.tests:
             refuse(node, f"no test '{node.name}'{did_you_mean(node.name, _SANDBOX.tests)}")
 
@@ -189,64 +180,19 @@ def _columns_of_row(tree: nodes.Template) -> tuple[set[str], bool]:
     return found, any(True for _ in others)
 
 
-class _Context(Context):
-    """The variables of a row, and how much work is left."""
-
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
-        super().__init__(*args, **kwargs)
-        self.left = MAX_WORK
-
-    def spend(self, work: int) -> None:
-        """Count work. Raises OverflowError where it is too much."""
-        self.left -= work
-        if self.left < 0:
-            raise OverflowError(
-                f"it makes more than {MAX_WORK:,} characters of one row, or as much work in loops"
-            )
-
-    def text(self, value: Any) -> str:
-        """What is printed of a value: nothing of null, so that a missing value leaves no word behind.
-
-        Raises TypeError for what is no value.
-        """
-        if isinstance(value, str):
-            return value
-        if value is None:
-            return ""
-        if isinstance(value, Undefined):
-            return str(value)  # raises, and says what is missing
-        if not isinstance(value, _VALUES):
-            raise TypeError(
-                f"a {type(value).__name__} cannot be printed; call it, or make it a list (| list) first"
-            )
-        self.spend(_size(value))
-        return str(value)
-
-
-@pass_context
-def _finalize(context: _Context, value: Any) -> str:
-    return context.text(value)
-
-
-class _Sandbox(ImmutableSandboxedEnvironment):
+class _Sandbox(Sandbox):
     """Jinja's sandbox, with nothing that is not listed here and nothing that is not counted."""
 
-    context_class = _Context
+    context_class = RowContext
     intercepted_binops = frozenset({"+", "-", "*", "/", "//", "%"})
 
     def __init__(self) -> None:
         # Constants are not worked out ahead: there it would not be counted.
         super().__init__(
-            undefined=jinja2.StrictUndefined, finalize=_finalize, optimized=False, cache_size=0
+            undefined=jinja2.StrictUndefined, finalize=finalize, optimized=False, cache_size=0
         )
         self.globals = {"range": safe_range}
-        self.filters = {
-            **{name: _counting(name) for name in _FILTERS},
-            "d": _default, "default": _default, "join": _join, "replace": _replace, "round": _round,
-            "string": _finalize, "tojson": _tojson,
-            # What a template cannot name:
-            "~": _concatenate, "()": _counted, "{% for %}": _rounds,
-        }  # fmt: skip
+        self.filters, self.tests = dict(FILTERS), dict(TESTS)
 
     def getattr(self, obj: Any, attribute: str) -> Any:
         """A field of a struct rather than a method of that name."""
@@ -255,30 +201,16 @@ class _Sandbox(ImmutableSandboxedEnvironment):
         return super().getattr(obj, attribute)
 
     def call(self, context: Any, function: Any, /, *args: Any, **kwargs: Any) -> Any:
-        """Call `range`, or a method that is listed here."""
+        """Call `range`, or a method that is listed."""
         kwargs = {name: value for name, value in kwargs.items() if name not in _FOR_MACROS}
         if function is safe_range or isinstance(function, Undefined):
             return function(*args, **kwargs)
-        owner, name = getattr(function, "__self__", None), getattr(function, "__name__", "")
-        names = next((names for kind, names in _METHODS if isinstance(owner, kind)), ())
-        if name not in names:
-            raise SecurityError(f"'{name or type(function).__name__}' cannot be called here")
-        if isinstance(owner, str) and name == "join":
-            return _join(context, *args, **{**kwargs, "d": owner})
-        if isinstance(owner, str) and name == "replace":
-            return _replace(context, owner, *args, **kwargs)
-        context.spend(_size((owner, *args, *kwargs.values())))
-        return function(*args, **kwargs)
+        return called(context, function, args, kwargs)
 
     def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
         """Work out left + right and its kind; of what is no number only a sum, and nothing endless."""
-        if isinstance(left, (str, list, tuple)) or isinstance(right, (str, list, tuple)):
-            if operator != "+":
-                raise TypeError(f"'{operator}' is for numbers, not for texts and lists")
-            context.spend(_size(left) + _size(right))
-        elif operator == "*" and _bits(left) + _bits(right) > _MAX_BITS:
-            raise OverflowError("a product is too large")
-        return super().call_binop(context, operator, left, right)
+        check_operands(context, operator, left, right)
+        return bounded(super().call_binop(context, operator, left, right))
 
 
 class _Counted(NodeTransformer):
@@ -293,11 +225,15 @@ class _Counted(NodeTransformer):
         self.generic_visit(node)
         return _filtered("~", nodes.List(node.nodes, lineno=node.lineno))
 
-    def _made(self, node: nodes.List | nodes.Dict) -> nodes.Node:
+    def visit_List(self, node: nodes.List) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
         return _filtered("()", node)
 
-    visit_List = visit_Dict = _made  # noqa: N815
+    def visit_Dict(self, node: nodes.Dict) -> nodes.Node:  # noqa: N802
+        self.generic_visit(node)
+        for pair in node.items:
+            pair.key = _filtered("{:}", pair.key)
+        return _filtered("()", node)
 
     def visit_Tuple(self, node: nodes.Tuple) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
@@ -309,14 +245,15 @@ class _Counted(NodeTransformer):
 
     def visit_Compare(self, node: nodes.Compare) -> nodes.Node:  # noqa: N802
         self.generic_visit(node)
+        if node.ops[0].op in _MEMBERSHIP:
+            test = nodes.Test(
+                node.expr, "in", [node.ops[0].expr], [], None, None, lineno=node.lineno
+            )
+            test.set_environment(_SANDBOX)
+            return test if node.ops[0].op == "in" else nodes.Not(test, lineno=node.lineno)
         node.expr = _filtered("()", node.expr)
         for operand in node.ops:
             operand.expr = _filtered("()", operand.expr)
-        return node
-
-    def visit_Test(self, node: nodes.Test) -> nodes.Node:  # noqa: N802
-        self.generic_visit(node)
-        node.node = _filtered("()", node.node)
         return node
 
 
@@ -326,98 +263,5 @@ def _filtered(name: str, node: Any) -> nodes.Filter:
     return wrapped
 
 
-def _size(value: Any) -> int:
-    """What a value counts that is gone through."""
-    if isinstance(value, (str, bytes)):
-        return len(value)
-    if isinstance(value, (list, tuple)):
-        return ITEM * len(value) + sum(map(_size, value))
-    if isinstance(value, dict):
-        return sum(_size(key) + _size(item) + ITEM for key, item in value.items())
-    return ITEM * len(value) if isinstance(value, range) else 1
-
-
-def _bits(value: Any) -> int:
-    return value.bit_length() if isinstance(value, int) else 0
-
-
-def _counting(name: str) -> Any:
-    """One of Jinja's filters, counted by what it goes through."""
-
-    @pass_context
-    def counting(context: _Context, value: Any, /, *args: Any, **kwargs: Any) -> Any:
-        if name in _OF_TEXT:
-            value = context.text(value)
-        context.spend(_size((value, *args, *kwargs.values())))
-        return _PLAIN.call_filter(name, value, args, kwargs, context=context)
-
-    return counting
-
-
-@pass_context
-def _rounds(context: _Context, values: Any) -> Iterator[Any]:
-    """The items to loop over; of null none."""
-    for value in () if values is None else values:
-        context.spend(ROUND)
-        yield value
-
-
-@pass_context
-def _counted(context: _Context, value: Any) -> Any:
-    """A value that is gone through, or written down: a list of itself, twice, would double in each line."""
-    items: Any = (value,)
-    if isinstance(value, dict):
-        items = (*value.keys(), *value.values())
-    elif isinstance(value, (list, tuple)):
-        items = value
-    for item in items:
-        context.spend(ITEM + _size(item))
-    return value
-
-
-@pass_context
-def _concatenate(context: _Context, values: list[Any]) -> str:
-    return _join(context, values)
-
-
-@pass_context
-def _join(context: _Context, value: Any, d: str = "", attribute: str | int | None = None) -> str:
-    between, parts = context.text(d), []
-    for item in () if value is None else value:
-        if attribute is not None:
-            item = context.environment.getitem(item, attribute)
-        part = context.text(item)
-        context.spend(ITEM + len(part) + len(between))
-        parts.append(part)
-    return between.join(parts)
-
-
-@pass_context
-def _replace(context: _Context, value: Any, old: Any, new: Any, count: int = -1, /) -> str:
-    text, old, new = (context.text(part) for part in (value, old, new))
-    context.spend(len(text) + text.count(old) * len(new))
-    return text.replace(old, new, -1 if count is None else count)
-
-
-@pass_context
-def _default(context: _Context, value: Any, default_value: Any = "", boolean: bool = False) -> Any:
-    """The value, or what stands for a missing one: null, too, as columns are never undefined."""
-    is_missing = isinstance(value, Undefined) or value is None or (boolean and not value)
-    return default_value if is_missing else value
-
-
-def _round(value: Any, precision: int = 0) -> Any:
-    return round(value, max(-30, min(30, precision)))
-
-
-@pass_context
-def _tojson(context: _Context, value: Any) -> str:
-    """JSON as it is read by models: letters as they are, and none escaped for HTML."""
-    context.spend(_size(value))
-    return json.dumps(value, ensure_ascii=False, default=context.text)
-
-
-#: Jinja's filters as they are; those of templates call them.
-_PLAIN = ImmutableSandboxedEnvironment(undefined=jinja2.StrictUndefined)
 _SANDBOX = _Sandbox()
 _NAMED_FILTERS = sorted(name for name in _SANDBOX.filters if name.isidentifier())

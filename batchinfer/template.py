@@ -148,8 +148,11 @@ def _python_type(kind: Any) -> pa.DataType:
         return pa.time64("us")
     if pat.is_duration(kind) and kind.unit == "ns":
         return pa.duration("us")
-    if pat.is_binary(kind) or pat.is_large_binary(kind):
+    if pat.is_binary(kind) or pat.is_large_binary(kind) or pat.is_fixed_size_binary(kind):
         return pa.large_string()
+    if pat.is_map(kind):
+        pairs: pa.DataType = pa.map_(_python_type(kind.key_type), _python_type(kind.item_type))
+        return pairs
     if pat.is_list(kind):
         return pa.list_(_python_type(kind.value_type))
     if pat.is_large_list(kind):

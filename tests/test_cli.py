@@ -221,6 +221,7 @@ def test_a_closed_stdout_is_no_failure(source: Path, tmp_path: Path) -> None:
 
 HEAVY = ("torch", "pandas", "transformers", "tokenizers")
 TRACE = f"""
+import sys
 from batchinfer.cli import main
 code = main(sys.argv[1:])
 print([name for name in {HEAVY} if name in sys.modules], file=sys.stderr)
@@ -275,3 +276,12 @@ def test_the_command_ends_with_its_code_once_all_is_written() -> None:
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (65, "joined\ncleaned up", "")
+
+
+def test_labels_that_are_no_text_are_told_before_anything_is_written(
+    source: Path, cli: Cli, tmp_path: Path
+) -> None:
+    odd = os.fsdecode(b"caf\xe9")
+    done = cli("run", str(source), *JOB, "--task", "zero-shot", "--labels", odd, "--labels", "b")
+    assert_one_line(done, 2, "--labels", "UTF-8")
+    assert not (tmp_path / "out").exists()

@@ -50,6 +50,15 @@ def test_a_mistake_elsewhere_is_named_with_its_flag_or_variable() -> None:
         RunConfig.load({}, None, {"BATCHINFER_DTYPE": "int3"})
 
 
+@pytest.mark.parametrize("name", ["labels", "stop", "keep", "features"])
+def test_what_ends_up_in_files_is_text(name: str) -> None:
+    odd = b"caf\xe9".decode("utf-8", "surrogateescape")  # as the shell passes it
+    for given in (["b", odd], odd):
+        with pytest.raises(UsageError, match=f"^--{name}: is not valid UTF-8, got 'caf.udce9'"):
+            RunConfig.load({name: given}, None, {})
+    assert RunConfig.load({"inputs": [odd]}, None, {}).inputs == (odd,), "paths may be any bytes"
+
+
 def test_lists_have_commas_in_the_environment_only() -> None:
     environ = {"BATCHINFER_KEEP": "a, b", "BATCHINFER_TYPES": "x=int64,t=timestamp[us, tz=UTC]"}
     config = RunConfig.load({"inputs": ("x,y.jsonl",)}, None, environ)

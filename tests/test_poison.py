@@ -11,7 +11,9 @@ import time
 from collections.abc import Sequence
 from multiprocessing import Pipe
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pytest
 
@@ -19,6 +21,8 @@ from batchinfer.batching import make_batches
 from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget, ChunkId
 from batchinfer.engines import supervised
+from batchinfer.engines.fake import FakeEncoder
+from batchinfer.tokenization import encode_requests
 from tests.conftest import ROOT, Cli, read_output, shard_bytes
 from tests.modelled import TASK, sample_of
 
@@ -109,6 +113,68 @@ def test_a_loader_process_that_dies_of_a_row_is_no_endless_loop(cli: Cli, tmp_pa
     assert poisoned("run", str(source), *job).returncode == 75
     assert poisoned("resume", str(output)).returncode == 65
     assert_only_these_fail(output, source, cli, tmp_path, {33: "SIGABRT"})
+
+
+@pytest.mark.parametrize("task", ["classify", "token-classify"])
+def test_a_tokenizer_that_dies_leaves_windows_and_places_as_they_are(
+    task: str, tmp_path: Path
+) -> None:
+    output = tmp_path / "out"
+    source = write_rows(tmp_path / "in.jsonl", {3: "TOKENIZER", 14: "TOKENIZER"}, num_rows=20)
+    job = ["--task", task, "--long", "stride", "--max-length", "8", *JOB]
+    assert poisoned("run", str(source), *job, "--output", str(output)).returncode < 0
+    done = poisoned("resume", str(output))
+    assert done.returncode == 65, done.stderr
+    errors = errors_of(output)
+    assert set(errors) == {3, 14} and all("SIGABRT" in why for why in errors.values())
+    healthy = poisoned(
+        "run", str(write_rows(tmp_path / "in.jsonl", {3: "x", 14: "x"}, num_rows=20)), *job,
+        "--output", str(tmp_path / "healthy"),
+    )  # fmt: skip
+    assert healthy.returncode == 0, healthy.stderr
+    assert answers_without(output, [3, 14]).equals(answers_without(tmp_path / "healthy", [3, 14]))
+
+
+@pytest.mark.parametrize("dead", [(), (0,), (4,), (0, 1, 2), (2, 3, 4), tuple(range(5))])
+@pytest.mark.parametrize("max_length", [6, 100])
+@pytest.mark.parametrize("notes_places", [True, False])
+def test_halves_of_texts_are_joined_as_if_they_were_encoded_together(
+    dead: tuple[int, ...], max_length: int, notes_places: bool
+) -> None:
+    words = [
+        "some words",
+        "more words than that are here, by far",
+        "",
+        "a",
+        "the end of it all, at last",
+    ]
+    encoder = FakeEncoder(max_length, notes_places=notes_places, windows=True)
+    engine = object.__new__(supervised.SupervisedEngine)
+
+    def ask(what: str, argument: Any, *, alone: bool, timeout: float | None) -> tuple[Any, str]:
+        texts, pairs = argument
+        die = "died" if len(texts) > 1 or words.index(texts[0].as_py()) in dead else ""
+        return (None, die) if die else (encoder.encode(texts, pairs), "")
+
+    engine._ask, engine._give_up = ask, lambda death: None  # type: ignore[method-assign]
+    rows, texts = np.arange(5, dtype=np.int32) + 7, pa.array(words, pa.large_string())
+    found = encode_requests(engine, rows, texts, None)
+    kept = np.array([i for i in range(5) if i not in dead], np.int64)
+    assert set(found.errors) == {7 + i for i in dead}
+    if not len(kept):
+        assert not len(found.row)
+        return
+    expected = encode_requests(encoder, rows[kept], texts.take(pa.array(kept)), None)
+    for name in ("row", "cost", "truncated", "offsets"):
+        assert np.array_equal(getattr(found, name), getattr(expected, name)), name
+    for name in ("fields", "notes"):
+        ours, theirs = getattr(found, name), getattr(expected, name)
+        assert set(theirs) <= set(ours)
+        assert all(np.array_equal(ours[key], theirs[key]) for key in theirs)
+    assert (found.windows is None) == (expected.windows is None)
+    if found.windows is not None and expected.windows is not None:
+        assert np.array_equal(kept[expected.windows.text], found.windows.text)
+        assert np.array_equal(expected.windows.fresh, found.windows.fresh)
 
 
 def test_a_batch_that_hangs_is_cut_down_to_the_row(cli: Cli, tmp_path: Path) -> None:

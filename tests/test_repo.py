@@ -24,7 +24,7 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
     ("errors", "lean", "children", "stages", "checked", "machine"),
-    ("core", "knobs", "config", "sandbox", "template"),
+    ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
     ("attempts",),
     ("readers", "batching", "profiles"),
     ("plan", "windows", "tokenization", "detokenization"),
@@ -98,7 +98,7 @@ def test_imports_point_one_way() -> None:
             },
         ),
         ("transformers", {"generation.py", "kv_cache.py", "sampling.py"}),
-        ("jinja2", {"sandbox.py"}),
+        ("jinja2", {"filters.py", "methods.py", "sandbox.py"}),
         ("pandas", set()),
         ("rich", set()),
     ],

@@ -16,7 +16,7 @@ import os
 import signal
 import sys
 import time
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count
@@ -25,10 +25,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.children import hold_signals, settle_child
-from batchinfer.core import Answers, Batch, ChunkId
+from batchinfer.core import Answers, Batch, ChunkId, Windows
 from batchinfer.engines.base import (
     HOPELESS,
     DeviceLostError,
@@ -381,17 +382,41 @@ class _Relay(logging.Handler):
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:
     """The tokens of two runs of texts as those of one."""
-    names = first.fields or second.fields
-    nothing = np.zeros(0, np.int32)
-    shift = len(first.truncated)
+    windows = None
+    num_texts = len(first.truncated)
+    if first.windows is not None or second.windows is not None:
+        first, before = _in_windows(first)
+        second, behind = _in_windows(second)
+        num_texts = int(before.text[-1]) + 1
+        windows = Windows(
+            np.concatenate([before.text, behind.text + np.int32(num_texts)]),
+            np.concatenate([before.fresh, behind.fresh]),
+        )
     return Tokens(
         offsets=np.concatenate([first.offsets, second.offsets[1:] + first.offsets[-1]]),
-        fields={
-            name: np.concatenate(
-                [first.fields.get(name, nothing), second.fields.get(name, nothing)]
-            )
-            for name in names
-        },
+        fields=_side_by_side(first.fields, second.fields),
         truncated=np.concatenate([first.truncated, second.truncated]),
-        errors={**first.errors, **{shift + i: why for i, why in second.errors.items()}},
+        errors={**first.errors, **{num_texts + i: why for i, why in second.errors.items()}},
+        notes=_side_by_side(first.notes, second.notes),
+        windows=windows,
     )
+
+
+def _in_windows(tokens: Tokens) -> tuple[Tokens, Windows]:
+    """Tokens with a window a text, where no text was long enough for several."""
+    if tokens.windows is None:
+        lengths = np.diff(tokens.offsets)
+        whole = np.zeros_like(lengths)
+        tokens = tokens.in_windows(whole, lengths, int(lengths.max()), None)
+    assert tokens.windows is not None
+    return tokens, tokens.windows
+
+
+def _side_by_side(
+    first: Mapping[str, npt.NDArray[Any]], second: Mapping[str, npt.NDArray[Any]]
+) -> dict[str, npt.NDArray[Any]]:
+    """Arrays of both; a half whose only text was given up has none, as it has no tokens."""
+    return {
+        name: np.concatenate([half[name] for half in (first, second) if name in half])
+        for name in first or second
+    }

@@ -18,12 +18,15 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 import torch
+import typer
+from typer.testing import CliRunner
 
 from batchinfer import RunConfig, audit, infer, resume, run
 from batchinfer.core import TensorSpec
 from batchinfer.engines import programs
 from batchinfer.engines.bound import Bound
 from batchinfer.errors import JobMismatchError, ModelError, UsageError
+from batchinfer.options import options_of
 from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
 from batchinfer.reporting.status import read_status
@@ -578,12 +581,39 @@ def test_an_input_without_a_readable_record_has_rows_of_errors(tmp_path: Path) -
 
 def test_features_are_named_with_commas_or_one_by_one() -> None:
     names = ("age", "net income", "debt")
-    for given in ("age, net income,debt", ["age", "net income,debt"], names):
+    for given in ("age, net income,debt", names, list(names)):
         assert RunConfig.load({"features": given}, environ={}).features == names
     assert RunConfig.load({}, environ={"BATCHINFER_FEATURES": "age,debt"}).features == (
         "age",
         "debt",
     )
+
+
+def test_a_name_in_a_list_may_have_commas(tmp_path: Path) -> None:
+    names = ("Income, USD", "age")
+    assert RunConfig(features=names).features == names
+    (tmp_path / "job.yaml").write_text('features: ["Income, USD", age]')
+    job = RunConfig.load({}, tmp_path / "job.yaml", {})
+    assert job.features == RunConfig.model_validate(job.model_dump(mode="json")).features == names
+    (tmp_path / "job.yaml").write_text("features: income, age")
+    assert RunConfig.load({}, tmp_path / "job.yaml", {}).features == ("income", "age")
+
+
+def test_flags_that_name_features_are_separated_by_commas_too() -> None:
+    given: list[dict[str, Any]] = []
+    app = typer.Typer()
+
+    @app.command()
+    @options_of(("features", "labels"))
+    def command(*, flags: dict[str, Any]) -> None:
+        given.append(flags)
+
+    arguments = ["--features", "age, net income", "--features", "debt", "--labels", "a,b"]
+    assert CliRunner().invoke(app, arguments).exit_code == 0
+    assert CliRunner().invoke(app, []).exit_code == 0
+    job = RunConfig.load(given[0], environ={})
+    assert (job.features, job.labels) == (("age", "net income", "debt"), ("a,b",))
+    assert given[1] == {}
 
 
 # -- what a module is, and what may be run ---------------------------------------------------------
