@@ -282,7 +282,7 @@ OTHERWISE: dict[str, Any] = {
     "top_p": 0.5,
     "stop": ("x",),
     "seed": 1,
-    "generation_config": "settings.json",
+    "generation_config": '{"repetition_penalty": 2.0}',
     "chat": False,
     "system": "be brief",
     "features": ("title",),
