@@ -11,6 +11,7 @@ import json
 import logging
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -209,7 +210,7 @@ def test_a_head_without_plain_weights_is_not_widened() -> None:
     """compressed-tensors leaves layers without a weight until they are first called."""
 
     class Wrapped(torch.nn.Module):
-        base_model_prefix, num_labels = "base", 3
+        base_model_prefix, config = "base", SimpleNamespace(num_labels=3)
 
         def __init__(self, head: torch.nn.Linear) -> None:
             super().__init__()
