@@ -18,7 +18,7 @@ from batchinfer.errors import InputError, JobMismatchError, UsageError
 from batchinfer.plan import IDENTITY_KNOBS
 from batchinfer.reporting.progress import Rates
 from batchinfer.reporting.status import read_status
-from tests.conftest import ROOT, read_output, shard_bytes
+from tests.conftest import ROOT, Cli, read_output, shard_bytes
 from tests.test_run import NUM_ROWS, config, rows, run_partly, write_jsonl
 
 MODEL = ROOT / "sample_data" / "tiny-sentiment"
@@ -466,7 +466,6 @@ def test_a_model_that_moved_is_the_same_model(source: Path, tmp_path: Path) -> N
     [
         {"max_batch_tokens": 500, "max_batch_rows": 2},
         {"device": "cpu", "attention": "eager"},
-        {"workers": 1},
         {"max_errors": "5%"},
     ],
     ids=lambda changes: "-".join(changes),
@@ -480,6 +479,16 @@ def test_how_a_job_is_run_may_change(
     assert read_output(tmp_path / "out").equals(expected)
     if "max_batch_tokens" not in changes:
         assert shard_bytes(tmp_path / "out") == whole
+
+
+def test_processes_that_load_may_be_added(
+    source: Path, whole: dict[str, bytes], cli: Cli, tmp_path: Path
+) -> None:
+    """In a process of its own, as whoever starts loader processes is."""
+    run_partly(config(source, tmp_path / "out"), 15)
+    done = cli("resume", "out", "--workers", "1", "--quiet")
+    assert done.returncode == 0, done.stderr
+    assert shard_bytes(tmp_path / "out") == whole
 
 
 # -- the clock -------------------------------------------------------------------------------------
