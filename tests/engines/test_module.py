@@ -21,7 +21,7 @@ import torch
 import typer
 from typer.testing import CliRunner
 
-from batchinfer import RunConfig, audit, infer, resume, run
+from batchinfer import RunConfig, audit, infer, planning, resume, run
 from batchinfer.core import TensorSpec
 from batchinfer.engines import programs
 from batchinfer.engines.bound import Bound
@@ -929,3 +929,12 @@ def test_the_command_line_imports_from_the_current_folder(source: Path, tmp_path
     assert read_output(tmp_path / "out").schema.field("prediction").type == pa.list_(
         pa.float32(), 2
     )
+
+
+@pytest.mark.parametrize(
+    ("task", "rows"),
+    [("module", 65536), ("classify", 16384), ("generate", 1024), ("seq2seq", 1024)],
+)
+def test_chunks_are_as_large_as_a_tasks_rows_are_quick(task: str, rows: int) -> None:
+    assert planning._chunk_rows(10.0, task) == rows
+    assert planning._chunk_rows(float(32 << 20), task) == 1
