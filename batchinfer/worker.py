@@ -208,7 +208,6 @@ class Worker:
         journal = Journal(folder.temporary, plan.id, self.task.answers) if writes else _NO_JOURNAL
         began, before = time.monotonic(), self.seconds
         watch = engine.watch = Stopwatch()
-        engine.stopped = lambda: self.stop.out_of_time
         # The marks of suspected chunks stand already, and stay until each was looked into.
         attempts = Attempts() if isolated else folder.attempts
         is_suspicious = isolated
@@ -395,6 +394,7 @@ def answer(
 ) -> Generator[AnsweredChunk]:
     """Yield each chunk when its last answer is in; what its journal holds is not asked again."""
     gathering: dict[ChunkId, _Gathering] = {}
+    engine.stopped = lambda: stop.out_of_time
 
     def feed() -> Iterator[Batch]:
         for loaded in chunks:

@@ -24,6 +24,7 @@ from batchinfer.core import (
     LoadedChunk,
     Position,
 )
+from batchinfer.engines.base import StoppedError
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
 from batchinfer.errors import ModelError
 from batchinfer.planning import make_plan
@@ -294,6 +295,21 @@ def test_a_failed_write_stops_the_run() -> None:
 
     with pytest.raises(OSError, match="No space left"):
         list(write_behind(commit, iter(range(5)), Stopwatch()))  # type: ignore[arg-type]
+
+
+def test_a_batch_that_hears_a_stop_is_dropped() -> None:
+    """Whoever drives the engine: a run, or an audit."""
+    stop = StopSignal()
+
+    class Stepwise(FakeEngine):
+        def answer(self, batch: Batch) -> Answers:
+            stop.set()
+            stop._grace_ends = 0.0
+            if self.stopped():
+                raise StoppedError
+            return super().answer(batch)
+
+    assert answer_all([loaded_chunk(0, texts(2))], Stepwise(TASK), stop) == []
 
 
 def test_a_stop_out_of_time_drops_what_is_under_way(monkeypatch: pytest.MonkeyPatch) -> None:
