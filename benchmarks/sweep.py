@@ -3,9 +3,9 @@
     python benchmarks/sweep.py sample_data/reviews.jsonl --model sample_data/tiny-sentiment --out sweep.json
 
 Every combination of engine, precision, attention, threads, streams and budget answers the whole input,
-tokenized before, in turn (A B C A B C), several rounds. What is compared are medians: the setting that
-tune chose, over the best setting whose answers hold by tune's own measure. Both come from the same
-rounds, so that the clock of one does not flatter the other.
+tokenized before. Those that then come near the quickest do so again, in turn (A B C A B C), several rounds.
+What is compared are medians: the setting that tune chose, over the best setting whose answers hold by
+tune's own measure. Both come from the same rounds, so that the clock of one does not flatter the other.
 """
 
 from __future__ import annotations
@@ -36,6 +36,8 @@ from batchinfer.tuning.sample import take_sample
 from batchinfer.tuning.tune import tune
 
 BUDGETS = (1024, 2048, 4096, 8192, 16384)
+#: Settings below this share of the quickest one's rate, when each had its first turn, are not near it.
+NEAR = 0.6
 
 
 @dataclass(frozen=True)
@@ -139,8 +141,10 @@ def main() -> int:
     tokens = sum(batch.num_tokens for batch in batches[points[0].tokens])
     rates: dict[Setting, list[float]] = {}
     wrong: dict[Setting, str] = {}
-    for turn in range(given.rounds + 1):  # the first is a warm-up
-        for _, group in itertools.groupby(points, key=lambda point: point.loaded):
+    near = points
+    for turn in range(given.rounds + 1):  # the first, of all, is a warm-up
+        first: dict[Setting, float] = {}
+        for _, group in itertools.groupby(near, key=lambda point: point.loaded):
             members = list(group)
             try:
                 engine = load(members[0])
@@ -157,8 +161,14 @@ def main() -> int:
                     pass
                 rate = tokens / (time.perf_counter() - started)
                 if turn:
-                    rates.setdefault(point, []).append(rate)
+                    rates[point].append(rate)
+                else:
+                    first[point] = rate
             engine.close()
+        if not turn:
+            quickest = max(rate for point, rate in first.items() if point not in wrong)
+            near = [p for p, rate in first.items() if p == chosen or rate >= NEAR * quickest]
+            rates = {point: [] for point in near}
     medians = {point: statistics.median(found) for point, found in rates.items()}
     right = {point: rate for point, rate in medians.items() if point not in wrong}
     fastest = max(right, key=lambda point: right[point])
@@ -167,13 +177,14 @@ def main() -> int:
         "rounds": given.rounds, "tune_seconds": round(seconds, 1),
         "chosen": shown(chosen, medians), "fastest": shown(fastest, medians),
         "chosen_over_fastest": round(medians[chosen] / medians[fastest], 4),
-        "settings": [
+        "settings": len(points),
+        "near": [
             {**shown(point, medians), "wrong": wrong.get(point, "")} for point in sorted(
                 medians, key=lambda point: -medians[point])
         ],
     }  # fmt: skip
     given.out.write_text(json.dumps(result, indent=1) + "\n")
-    print(json.dumps({k: v for k, v in result.items() if k != "settings"}, indent=1))
+    print(json.dumps({k: v for k, v in result.items() if k != "near"}, indent=1))
     return 0
 
 
