@@ -32,16 +32,17 @@ from batchinfer.engines import (
 )
 from batchinfer.engines.modules import names_module
 from batchinfer.errors import UsageError, one_line
+from batchinfer.gathering import answer
 from batchinfer.loader import Loader
 from batchinfer.planning import with_features
 from batchinfer.readers import ReadOptions
 from batchinfer.readers.columns import is_list
 from batchinfer.reporting.progress import TqdmProgress
+from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import width_of
 from batchinfer.tasks.generation import with_settings
 from batchinfer.template import settled
-from batchinfer.worker import StopSignal, answer
 from batchinfer.writers.shard import assemble, output_schema
 
 if TYPE_CHECKING:

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from batchinfer.reporting.failures import Failure, Reason
     from batchinfer.reporting.progress import Progress
     from batchinfer.reporting.report import RunReport
-    from batchinfer.worker import StopSignal
+    from batchinfer.stop import StopSignal
 
 log = logging.getLogger("batchinfer")
 
@@ -326,7 +326,7 @@ class _Conduct:
     def __enter__(self) -> tuple[Progress, StopSignal]:
         spare_pandas()
         from batchinfer.reporting.progress import BarProgress, LogProgress, Silent
-        from batchinfer.worker import StopSignal
+        from batchinfer.stop import StopSignal
 
         stop = StopSignal()
 

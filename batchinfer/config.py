@@ -31,6 +31,7 @@ from batchinfer.knobs import (
     AutoInt,
     Columns,
     CountOrPercentage,
+    Devices,
     Duration,
     Encoding,
     Names,
@@ -223,6 +224,19 @@ class RunConfig(BaseModel):
     )
 
     device: str = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
+    devices: Devices = knob(
+        None,
+        "Several devices of this machine, a process each: auto (every GPU), 0,1,3 or cpu:4 [default: one]",
+        SPEED,
+        free=True,
+    )
+    shard: Text | None = knob(
+        None,
+        "Answer one of N parts, beside others that share the output folder: 0/8 … 7/8, or auto (from the "
+        "variables of torchrun, Slurm or Kubernetes)",
+        SPEED,
+        free=True,
+    )
     attention: Literal["auto", "packed", "sdpa", "eager"] = knob(
         "auto",
         "How the model attends; auto: packed, without padding, where the architecture allows it",
@@ -262,6 +276,14 @@ class RunConfig(BaseModel):
         None, "Processes that read and tokenize ahead; 0: the main process [default: by input]", SPEED,
         free=True, ge=0, le=256,
     )  # fmt: skip
+
+    @property
+    def main_device(self) -> str:
+        """The device, or the first of several; all of them are taken to be of its kind."""
+        if self.devices is None or self.devices == "auto":
+            return self.device
+        first, _, _ = self.devices.partition(",")
+        return "cpu" if first.startswith("cpu") else f"cuda:{first}"
 
     @property
     def text_columns(self) -> tuple[str, ...]:

@@ -95,7 +95,8 @@ class Span:
     """Chunks [first, stop) of a segment that are to be answered; `stop` None: to the segment's end.
 
     `rows`: by chunk number, the only rows (counted in the chunk) that are to be answered; chunks that
-    it does not name are passed over. None: all rows of all chunks.
+    it does not name are passed over. None: all rows of all chunks. So many chunks at its beginning are
+    `passed` over too, without being read more than it takes to find the next one.
     """
 
     segment: Segment
@@ -103,6 +104,12 @@ class Span:
     start: Position
     stop: int | None
     rows: Mapping[int, tuple[int, ...]] | None = None
+    passed: int = 0
+
+    @property
+    def begin(self) -> int:
+        """The first chunk that is to be answered."""
+        return self.first + self.passed
 
 
 @dataclass(frozen=True, slots=True)

@@ -98,6 +98,22 @@ def to_seconds(value: Any) -> Any:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+_DEVICES = re.compile(r"auto|cpu:[1-9]\d{0,2}|\d{1,3}(,\d{1,3})*")
+
+
+def _several_devices(value: Any) -> str | None:
+    """Devices of one machine as one text; YAML may have a list of numbers, or one."""
+    if value is None or value == "none":
+        return None
+    parts = value if isinstance(value, (list, tuple)) else str(value).split(",")
+    text = ",".join(str(part).strip() for part in parts)
+    if isinstance(value, (bool, Mapping)) or not _DEVICES.fullmatch(text):
+        raise ValueError("should be auto, numbers of GPUs such as 0,1,3, or cpu:N")
+    if len(set(text.split(","))) < text.count(",") + 1:
+        raise ValueError("names a GPU twice")
+    return text
+
+
 def _count_or_percentage(value: Any) -> str:
     is_simple = isinstance(value, (str, int, float))  # what else YAML makes may be endless as text
     if not is_simple or not re.fullmatch(r"\d{1,18}|\d{1,3}(\.\d{1,18})?%", str(value)):
@@ -113,6 +129,7 @@ Types = Annotated[dict[Text, Text], BeforeValidator(_assignments)]
 AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 AutoFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto_is_none)]
+Devices = Annotated[str | None, BeforeValidator(_several_devices)]
 Duration = Annotated[float | None, BeforeValidator(to_seconds)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 Encoding = Annotated[str, AfterValidator(_known_encoding)]

@@ -92,17 +92,23 @@ class Plan:
         canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=True)
         return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
-    def with_times_of(self, held: Plan) -> Plan:
-        """This plan, with the inputs' modification times as they were when `held` was made.
+    def as_held(self, held: Plan) -> Plan:
+        """This plan, with what a run folder's plan has noted beside the job.
 
-        The two are the same job, so their segments are the same files, wherever they lie now.
+        That is, the inputs' modification times, and what was estimated. The two are the same job, so their
+        segments are the same files, wherever they lie now.
         """
         segments = []
         for mine, theirs in zip(self.segments, held.segments, strict=True):
             pairs = zip(mine.files, theirs.files, strict=True)
             files = tuple(dataclasses.replace(a, mtime_ns=b.mtime_ns) for a, b in pairs)
             segments.append(dataclasses.replace(mine, files=files))
-        return dataclasses.replace(self, segments=tuple(segments))
+        return dataclasses.replace(
+            self,
+            segments=tuple(segments),
+            row_bytes=held.row_bytes,
+            num_rows_estimate=held.num_rows_estimate,
+        )
 
     def with_changes(self, *, output: str, **changes: Any) -> Plan:
         """This plan, run otherwise. Raises UsageError for what would change the answers."""

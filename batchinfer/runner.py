@@ -23,7 +23,9 @@ from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas, make_plan, with_profile
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
-from batchinfer.worker import StopSignal, Worker
+from batchinfer.sharing import Share, part_of
+from batchinfer.stop import StopSignal
+from batchinfer.worker import Worker
 from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
 
 
@@ -47,26 +49,30 @@ def run(
         stop = stop or StopSignal()
         if config.deadline is not None:
             stop.set_by(config.deadline)
+        part = part_of(config.shard, os.environ)
+        if part is not None and overwrite:
+            raise UsageError("--shard: not with --overwrite, which needs the folder for itself")
+        config = config.model_copy(update={"shard": None})  # it is this call's, not the job's
         plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
         worker = Worker(plan, model_folder, progress or Silent(), stop)
-        with RunFolder(config.output) as folder, closing(worker):
+        with RunFolder(config.output, part) as folder, closing(worker):
             held = None if overwrite else load_plan(config.output)
+            begins = held is None
             if held is None:
                 worker.load()  # a model that cannot be loaded leaves the folder as it was
-                folder.begin(plan)
                 worker.may_probe = True
-            elif difference := first_difference(held, plan):
+                held = folder.begin(plan) if part is None else folder.join(plan)
+            if difference := first_difference(held, plan):
                 raise JobMismatchError(
                     f"{config.output}: holds another job: {difference}; give another --output, or "
                     "--overwrite to replace it"
                 )
-            elif not (resume or folder.is_finished):
+            if not (begins or resume or part or folder.is_finished):
                 raise JobMismatchError(
                     f"{config.output}: holds this job, unfinished; go on with `batchinfer resume "
                     f"{config.output}` (or run --resume)"
                 )
-            else:
-                plan = plan.with_times_of(held)
+            plan = plan.as_held(held)
             shards = folder.shards(plan)
             return _answer_all(_Work(folder, check_inputs(plan, shards), shards), worker)
 
@@ -87,8 +93,8 @@ def resume(
     `retry_errors` also puts the rows that have errors through the model again, and replaces only the
     shards that change. `verify` reads every page of every shard first; those that do not match their
     checksums are set aside and made again. `changes` may name what does not change the answers:
-    device, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
-    max_errors, deadline, batch_timeout.
+    device, devices, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows,
+    workers, max_errors, deadline, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
@@ -98,9 +104,18 @@ def resume(
     with _io_errors_named(output):
         require_plan(output)  # before a lock makes a run folder of whatever was named
         stop = stop or StopSignal()
-        with RunFolder(output) as folder:
-            # A deadline is that of one command.
+        part = part_of(changes.get("shard"), os.environ)
+        if part is not None and (retry_errors or verify):
+            flag = "--retry-errors" if retry_errors else "--verify"
+            raise UsageError(f"--shard: not with {flag}, which needs the folder for itself")
+        with RunFolder(output, part) as folder:
+            # A deadline is that of one command; and whoever names devices means those alone.
             changes.setdefault("deadline", None)
+            changes["shard"] = None
+            if changes.get("devices"):
+                changes.setdefault("device", "auto")
+            elif changes.get("device"):
+                changes.setdefault("devices", None)
             held = require_plan(output)
             plan = held.with_changes(output=str(output), **changes)
             if plan.config.deadline is not None:
@@ -157,22 +172,59 @@ class _Work:
     failed: dict[ChunkId, tuple[int, ...]] = field(default_factory=dict)
     retried_rows: int = 0
     cured_rows: int = 0
+    #: Whether a part has gone through all of its share: what has no shard then is not there, as the share
+    #: goes by an estimate.
+    is_exhausted: bool = False
+
+    @property
+    def share(self) -> Share | None:
+        """What of the job is this run's; None: all of it."""
+        if self.folder.part is None:
+            return None
+        plan = self.plan
+        return Share.of(self.folder.part, plan.segments, plan.num_rows_estimate, plan.chunk_rows)
+
+    @property
+    def own_shards(self) -> list[Shard]:
+        share = self.share
+        return [shard for id, shard in self.shards.items() if share is None or id in share]
 
     @property
     def left(self) -> list[Span]:
-        return [
-            *self.folder.pending(self.plan, self.shards),
-            *retry_spans(self.plan.segments, self.shards, self.failed),
-        ]
+        pending = self.folder.pending(self.plan, self.shards)
+        if (share := self.share) is not None:
+            return [] if self.is_exhausted else list(share.of_spans(pending))
+        return [*pending, *retry_spans(self.plan.segments, self.shards, self.failed)]
 
     @property
     def rows_done(self) -> int:
-        rows = sum(shard.num_rows for shard in self.shards.values())
+        rows = sum(shard.num_rows for shard in self.own_shards)
         return rows - sum(map(len, self.failed.values()))
+
+    @property
+    def rows_expected(self) -> int:
+        share = self.share
+        return self.plan.num_rows_estimate if share is None else share.num_rows
+
+    @property
+    def is_complete(self) -> bool:
+        """Whether every chunk of the job has a shard, whoever made it."""
+        if self.folder.part is not None:
+            return not self.left and self.folder.is_complete(self.plan)
+        return not self.folder.pending(self.plan, self.shards)
+
+    @property
+    def is_complete_by_now(self) -> bool:
+        """The same, with the shards that others made since this run has looked."""
+        self.shards.update(self.folder.shards(self.plan))
+        return self.is_complete
 
     def process(self, worker: Worker, spans: list[Span], *, isolated: bool) -> None:
         """Answer spans of what is left."""
-        for shard in worker.process(self.folder, spans, self.rows_done, isolated=isolated):
+        shards = worker.process(
+            self.folder, spans, self.rows_done, self.rows_expected, isolated=isolated
+        )
+        for shard in shards:
             if rows := self.failed.pop(shard.id, None):
                 self.retried_rows += len(rows)
                 self.cured_rows += self.shards[shard.id].num_errors - shard.num_errors
@@ -185,20 +237,33 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
     begun = bool(work.left)
     if begun:
         worker.has_answered = any(shard.num_errors < shard.num_rows for shard in shards.values())
-        folder.retract_success()
-        # First, in a process of their own, the chunks at which a run died without a word.
-        if suspects := folder.suspects(work.left):
-            work.process(worker, suspects, isolated=True)
-        if work.left and not worker.stop.is_set:
-            work.process(worker, work.left, isolated=False)
-    finished = not folder.pending(plan, shards)
+        if folder.part is None:
+            folder.retract_success()
+        elif folder.is_finished and not work.is_complete_by_now:
+            raise StorageError(
+                f"{folder.path}: marked as complete, but shards of part {folder.part} are missing; "
+                f"`batchinfer resume {folder.path}`, without --shard, makes them"
+            )
+        goes_on = True
+        while goes_on:
+            # First, in a process of their own, the chunks at which a process died without a word: one of
+            # an earlier run's, or of those that this one has for its devices.
+            if suspects := folder.suspects(work.left):
+                work.process(worker, suspects, isolated=True)
+            goes_on = bool(work.left) and not worker.stop.is_set
+            if goes_on:
+                work.process(worker, work.left, isolated=False)
+                goes_on = worker.has_suspects and not worker.stop.is_set
+                work.is_exhausted = not worker.has_suspects and not worker.stop.is_set
+    finished = work.is_complete
     if finished:
         folder.finish(shards)
     report = summarize(
         plan,
-        shards.values(),
+        work.own_shards,
         worker.effort,
         finished=finished,
+        part="" if folder.part is None else str(folder.part),
         retried_rows=work.retried_rows,
         cured_rows=work.cured_rows,
     )
@@ -206,6 +271,8 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
         folder.write_report(report.to_dict())
     if work.left:
         retry = "" if folder.pending(plan, shards) else " --retry-errors"
+        if folder.part is not None:
+            retry = f" --shard {folder.part}"
         raise Interrupted(
             f"stopped with {report.num_rows:,} rows durable; go on with `batchinfer resume {folder.path}"
             f"{retry}`"

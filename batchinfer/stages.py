@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Literal, TypeVar
@@ -28,7 +28,8 @@ class StageSeconds:
     the last ones too. On the device: `copy`, to move inputs to a GPU and answers back, and `forward`, the
     model; on CUDA both are the device's own time, from the first kernel of a batch to its last, and of a
     CPU that answers several batches at a time it is the mean of its streams. In the writer's thread:
-    `decode` to typed columns, and `write`, encoding and commit.
+    `decode` to typed columns, and `write`, encoding and commit. Of several devices at work side by side,
+    waiting and what is on the device are means, the rest sums.
     """
 
     read: float = 0.0
@@ -45,9 +46,17 @@ class StageSeconds:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return StageSeconds(*(one + another for one, another in pairs))
 
+    @classmethod
+    def of_devices(cls, several: Sequence[StageSeconds]) -> StageSeconds:
+        """Those of a run from those of its devices."""
+        total = sum(several, cls())
+        of_one = ("wait_start", "wait_input", "wait_writer", "copy", "forward")
+        means = {name: getattr(total, name) / max(1, len(several)) for name in of_one}
+        return dataclasses.replace(total, **means)
+
     @property
     def on_device(self) -> float:
-        """Seconds in which the device had work; of a CPU's streams, the mean."""
+        """Seconds in which the device had work; of a CPU's streams, and of several devices, the mean."""
         return self.copy + self.forward
 
     def rounded(self) -> StageSeconds:

@@ -2,8 +2,8 @@
 
 A text that holds one of the words below does that to the process that answers it. Child processes
 import this module as their main one, so that they are poisoned too. Variables of the environment make
-it slow: POISON_COLD, the seconds that a process takes for its first answer, and POISON_TOKENIZER, those
-that it takes for each chunk.
+it slow: POISON_COLD, the seconds that a process takes for its first answer, POISON_ANSWER, those that it
+takes for each batch, and POISON_TOKENIZER, for each chunk.
 """
 
 from __future__ import annotations
@@ -43,6 +43,7 @@ _answer, _encode = FakeEngine.answer, FakeEncoder.encode
 
 def answer(self: FakeEngine, batch: Batch) -> Answers:
     time.sleep(float(os.environ.pop("POISON_COLD", "0")))
+    time.sleep(float(os.environ.get("POISON_ANSWER", "0")))
     texts = batch.fields["input_ids"].tobytes()
     if NO_ROOM.encode() in texts and len(batch) > 1:
         raise MemoryError

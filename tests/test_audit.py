@@ -26,10 +26,10 @@ from batchinfer.engines.cpu import PrepackedLinear
 from batchinfer.engines.fake import FakeDetokenizer, FakeEngine
 from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
 from batchinfer.tasks.classify import Classify
 from batchinfer.tuning import accuracy
-from batchinfer.worker import StopSignal
 from batchinfer.writers.run_folder import RunFolder, require_plan
 from tests.conftest import Cli, read_output
 from tests.engines import made

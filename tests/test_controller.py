@@ -11,16 +11,17 @@ from typing import Any
 
 import pytest
 
-from batchinfer import RunConfig, controller, resume, run, worker
+from batchinfer import RunConfig, controller, resume, run
 from batchinfer.batching import make_batches
 from batchinfer.controller import MemoryModel, choose_budget, probe_budget
 from batchinfer.core import Batch, BatchBudget, ChunkId
 from batchinfer.engines.base import Engine
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import Interrupted
+from batchinfer.executors import inline
 from batchinfer.planning import make_plan
 from batchinfer.reporting.progress import Rates
-from batchinfer.worker import StopSignal
+from batchinfer.stop import StopSignal
 from tests.conftest import shard_bytes
 from tests.modelled import Clock, Modelled, sample_of
 
@@ -190,7 +191,7 @@ def test_the_budget_is_frozen_before_the_first_shard_and_resume_repeats_it(
         used.append(len(batch) * batch.max_length)
         return answer(engine, batch)
 
-    monkeypatch.setattr(worker, "probe_budget", probe)
+    monkeypatch.setattr(inline, "probe_budget", probe)
     monkeypatch.setattr(FakeEngine, "answer", recorded)
     stop = StopSignal()
     out = tmp_path / "out"
@@ -219,7 +220,7 @@ def test_a_probe_that_was_killed_is_not_made_again(
         asked.append(engine)
         raise Killed
 
-    monkeypatch.setattr(worker, "probe_budget", probe)
+    monkeypatch.setattr(inline, "probe_budget", probe)
     with pytest.raises(Killed):
         run(config(source, tmp_path / "out"))
     assert run(config(source, tmp_path / "out"), resume=True).max_batch_tokens == 16384
@@ -238,7 +239,7 @@ def test_the_time_of_the_probes_is_told(
         time.sleep(0.3)
         return engine.default_budget
 
-    monkeypatch.setattr(worker, "probe_budget", probe)
+    monkeypatch.setattr(inline, "probe_budget", probe)
     report = run(config(source, tmp_path / "out"))
     assert report.load_seconds >= 0.3 > report.seconds
 
@@ -279,5 +280,5 @@ def test_a_budget_that_the_user_set_is_not_probed(
     def probe(*arguments: object) -> BatchBudget:
         raise AssertionError("it was probed")
 
-    monkeypatch.setattr(worker, "probe_budget", probe)
+    monkeypatch.setattr(inline, "probe_budget", probe)
     assert run(config(source, tmp_path / "out", max_batch_tokens=40)).max_batch_tokens == 40

@@ -22,8 +22,8 @@ from batchinfer.engines import fake
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import Interrupted
 from batchinfer.reporting.progress import Rates
+from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
-from batchinfer.worker import StopSignal
 from batchinfer.writers.journal import Journal
 
 ROWS = 40

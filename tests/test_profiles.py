@@ -18,7 +18,7 @@ from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
 from batchinfer.profiles import Profile, Settings, Trial, kept_profile, key_of
 from batchinfer.reporting.progress import Rates
-from batchinfer.worker import StopSignal
+from batchinfer.stop import StopSignal
 from batchinfer.writers.run_folder import load_plan
 from tests.conftest import ROOT, shard_bytes
 from tests.test_machine import no_home

@@ -23,16 +23,16 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
-    ("errors", "lean", "children", "stages", "checked", "machine"),
+    ("errors", "lean", "children", "stages", "stop", "checked", "machine"),
     ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
-    ("attempts",),
+    ("attempts", "sharing"),
     ("readers", "batching", "profiles"),
     ("plan", "windows", "tokenization", "detokenization"),
     ("tasks",),
     ("engines", "reporting", "writers"),
-    ("loader",),
+    ("loader", "gathering"),
     ("dataloader",),
-    ("inputs", "worker", "planning", "controller", "tuning"),
+    ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
     ("auditing",),
     ("options", "cli"),

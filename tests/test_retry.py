@@ -16,7 +16,7 @@ from batchinfer.core import ERROR, Answers, Batch, Shard
 from batchinfer.engines.base import HOPELESS
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError
-from batchinfer.worker import StopSignal
+from batchinfer.stop import StopSignal
 from batchinfer.writers.footer import read_footer
 from tests.conftest import Cli, read_output, shard_bytes
 

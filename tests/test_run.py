@@ -30,7 +30,7 @@ from batchinfer.errors import (
 )
 from batchinfer.reporting.progress import Rates
 from batchinfer.reporting.status import read_status
-from batchinfer.worker import StopSignal
+from batchinfer.stop import StopSignal
 from batchinfer.writers.footer import read_footer
 from batchinfer.writers.run_folder import RunFolder
 from tests.conftest import ROOT, read_output, shard_bytes

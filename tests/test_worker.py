@@ -27,12 +27,14 @@ from batchinfer.core import (
 from batchinfer.engines.base import StoppedError
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
 from batchinfer.errors import ModelError
+from batchinfer.gathering import WRITE_BEHIND, answer, write_behind
 from batchinfer.planning import make_plan
 from batchinfer.profiles import Settings, Tuned
 from batchinfer.reporting.progress import Rates
 from batchinfer.stages import Stopwatch
+from batchinfer.stop import GRACE_SECONDS, MARGIN_SECONDS, StopSignal
 from batchinfer.tasks import create_task
-from batchinfer.worker import StopSignal, Worker, answer, write_behind
+from batchinfer.worker import Worker
 
 TASK = create_task(describe("classify", None))
 BUDGET = BatchBudget(64, 8)
@@ -229,7 +231,7 @@ def test_a_stop_finishes_the_chunk_that_is_begun_and_begins_no_other() -> None:
 
 
 def test_a_stop_gives_up_a_chunk_that_takes_too_long(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("batchinfer.stop.GRACE_SECONDS", 0.0)
     stop = StopSignal()
 
     class StopsAtOnce(FakeEngine):
@@ -245,12 +247,12 @@ def test_a_deadline_leaves_time_to_commit(monkeypatch: pytest.MonkeyPatch) -> No
     monkeypatch.setattr(worker.time, "monotonic", lambda: now)
     stop = StopSignal()
     stop.set_by(3600)
-    now += 3600 - worker.MARGIN_SECONDS - 1
+    now += 3600 - MARGIN_SECONDS - 1
     assert not stop.is_set
     now += 1
     assert stop.is_set
     assert not stop.out_of_time
-    now += worker.GRACE_SECONDS
+    now += GRACE_SECONDS
     assert stop.out_of_time
 
 
@@ -279,7 +281,7 @@ def test_the_writer_falls_behind_by_a_bounded_number_of_chunks() -> None:
     def answered() -> Iterator[int]:
         for index in range(20):
             asked.append(index)
-            assert len(asked) - len(written) <= worker.WRITE_BEHIND + 2
+            assert len(asked) - len(written) <= WRITE_BEHIND + 2
             yield index
 
     def commit(index: int) -> int:
@@ -320,7 +322,7 @@ def test_a_stop_out_of_time_drops_what_is_under_way(monkeypatch: pytest.MonkeyPa
             time.sleep(0.1)
             return super().answer(batch)
 
-    monkeypatch.setattr(worker, "GRACE_SECONDS", 0.0)
+    monkeypatch.setattr("batchinfer.stop.GRACE_SECONDS", 0.0)
     stop, given = StopSignal(), list[int]()
     asked: list[Batch] = []
 

@@ -24,6 +24,7 @@ from batchinfer.engines import (
     prepare_to_decode,
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.gathering import answer
 from batchinfer.inputs import as_it_is_now, require_same
 from batchinfer.loader import Loader
 from batchinfer.plan import Plan, first_difference
@@ -31,9 +32,9 @@ from batchinfer.planning import check_schemas
 from batchinfer.readers import read_chunks
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.runner import require_consent
+from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import MAX_FLIPS, MAX_MOVEMENT, MAX_OTHER_WORDS, MIN_COSINE
-from batchinfer.worker import StopSignal, answer
 from batchinfer.writers.footer import read_columns
 from batchinfer.writers.run_folder import refuse_live, require_plan
 from batchinfer.writers.shard import assemble
@@ -211,6 +212,7 @@ def _plainest(plan: Plan, device: str) -> RunConfig:
     config = plan.config
     update = {
         "device": device,
+        "devices": None,
         "attention": "auto",
         "compile": False,
         "threads": None,

@@ -73,7 +73,7 @@ def describe_model(
         windows=config.long == "stride",
         stride=config.stride,
         adapter=config.adapter,
-        device=config.device,
+        device=config.main_device,
         trust_remote_code=config.trust_remote_code,
         allow_pickle=config.allow_pickle,
     )
@@ -94,11 +94,11 @@ def resolve_dtype(config: RunConfig, spec: ModelSpec) -> str:
 
     if spec.task == "module" and config.dtype == "auto":
         # A risk model's scores are not rounded unasked.
-        devices.resolve_device(config.device)
+        devices.resolve_device(config.main_device)
         return "float32"
     quantised.require_precision(spec, config.engine, config.dtype)
     return spec.dtype or devices.resolve_dtype(
-        config.dtype, "cpu" if config.engine == "openvino" else config.device
+        config.dtype, "cpu" if config.engine == "openvino" else config.main_device
     )
 
 
@@ -111,7 +111,28 @@ def kind_of_device(config: RunConfig) -> str:
         return "cpu"
     from batchinfer.engines import devices
 
-    return devices.device_kind(config.device)
+    return devices.device_kind(config.main_device)
+
+
+def devices_of(config: RunConfig) -> list[str]:
+    """The devices that the job computes on, one of them as often as it has processes.
+
+    Raises UsageError where one of them is not there.
+    """
+    if config.devices is None:
+        return [config.device]
+    if config.device != "auto":
+        raise UsageError(f"--devices {config.devices}: not with --device {config.device}")
+    kind, _, count = config.devices.partition(":")
+    if kind == "cpu":
+        return [kind] * int(count)
+    if config.engine == "fake":
+        return ["auto"] * len(config.devices.split(","))
+    if config.engine == "openvino" and config.devices == "auto":
+        return ["cpu"]
+    from batchinfer.engines import devices
+
+    return devices.resolve_devices(config.devices)
 
 
 def create_encoder(config: RunConfig, spec: ModelSpec, folder: Path | None) -> Encoder:
@@ -209,7 +230,7 @@ def require_fit(config: RunConfig) -> None:
         from batchinfer.engines import openvino
 
         openvino.require(
-            device=config.device,
+            device=config.main_device,
             dtype=config.dtype,
             attention=config.attention,
             compile=config.compile,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
 from typing import Any
 
@@ -18,11 +19,15 @@ BUDGET_TOKENS = {"cpu": 2048, "mps": 8192, "cuda": 32768}
 def resolve_device(device: str) -> str:
     """The device that `auto` stands for: cuda, else mps, else cpu.
 
-    Raises UsageError where the device that was named is not there, or is none.
+    A launcher that starts several processes on a machine (torchrun, accelerate launch) numbers them, and
+    each takes the GPU of its number. Raises UsageError where the device that was named is not there, or is
+    none.
     """
     if device == "auto":
         if torch.cuda.is_available():
-            return "cuda"
+            number = os.environ.get("LOCAL_RANK", "")
+            is_there = number.isdecimal() and int(number) < torch.cuda.device_count()
+            return f"cuda:{number}" if is_there else "cuda"
         return "mps" if torch.backends.mps.is_available() else "cpu"
     kind, _, index = device.partition(":")
     if kind not in BUDGET_TOKENS or (index and (kind != "cuda" or not index.isdecimal())):
@@ -34,6 +39,22 @@ def resolve_device(device: str) -> str:
     if kind == "mps" and not torch.backends.mps.is_available():
         raise UsageError("--device mps: not available on this machine")
     return device
+
+
+def resolve_devices(devices: str) -> list[str]:
+    """GPUs by their numbers (`0,1,3`), or every one (`auto`; without any, the one that `auto` stands for).
+
+    Raises UsageError where one of them is not there.
+    """
+    found = torch.cuda.device_count()
+    if devices == "auto":
+        return [f"cuda:{number}" for number in range(found)] or [resolve_device("auto")]
+    numbers = [int(number) for number in devices.split(",")]
+    if missing := [number for number in numbers if number >= found]:
+        raise UsageError(
+            f"--devices {devices}: GPU {missing[0]} is not available: {found} were found, counted from 0"
+        )
+    return [f"cuda:{number}" for number in numbers]
 
 
 def resolve_dtype(dtype: str, device: str) -> str:

@@ -18,9 +18,8 @@ import sys
 import time
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import suppress
-from dataclasses import dataclass
 from itertools import count
-from multiprocessing import connection, get_context
+from multiprocessing import connection
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -28,7 +27,7 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow as pa
 
-from batchinfer.children import hold_signals, settle_child
+from batchinfer.children import Child, Line, Said, settle_child
 from batchinfer.core import Answers, Batch, ChunkId, Windows
 from batchinfer.engines.base import (
     HOPELESS,
@@ -199,16 +198,8 @@ class SupervisedEngine(Engine):
         return self._child
 
 
-@dataclass(frozen=True, slots=True)
-class _Said:
-    """A line that the child wants logged, where messages are cleaned and shown."""
-
-    level: int
-    message: str
-
-
-class _Child:
-    """A process with the model, and the pipe to it."""
+class _Child(Child):
+    """A process with the model."""
 
     def __init__(
         self,
@@ -217,77 +208,43 @@ class _Child:
         ceiling: int | None,
         stopped: Callable[[], bool],
     ) -> None:
-        context = get_context("spawn")
         self._stopped = stopped
-        self._pipe, theirs = context.Pipe()
-        self._process = context.Process(
-            target=_serve,
-            args=(theirs, *job, has_answered, ceiling, log.getEffectiveLevel()),
-            daemon=True,
-        )
-        with hold_signals():
-            self._process.start()
-        theirs.close()  # the child's end is the child's alone: its death is the end of the file
+        super().__init__(_serve, *job, has_answered, ceiling, log.getEffectiveLevel())
         self.ready, death = self._receive(None)
         if death:
-            hint = ""
-            if self._process.exitcode == 1:
-                hint = '; does your script guard what it runs by `if __name__ == "__main__":`?'
-            raise ModelError(f"{job[0].spec.name}: loading the model {death}{hint}")
+            raise ModelError(f"{job[0].spec.name}: loading the model {death}{self.hint}")
 
     def ask(self, what: str, argument: Any, timeout: float | None) -> tuple[Any, str]:
         """The reply, or in words how the child died. Raises what the child's engine raises."""
         try:
-            self._pipe.send((what, argument))
+            self.pipe.send((what, argument))
         except OSError:  # it died before it had read all of it
-            return None, self._death()
+            return None, self.death()
         return self._receive(timeout)
-
-    def close(self) -> None:
-        """End the process; at the end of its work it does so by itself when the pipe closes."""
-        self._pipe.close()
-        self._process.join(1.0)
-        self._kill()
 
     def _receive(self, timeout: float | None) -> tuple[Any, str]:
         ends = None if timeout is None else time.monotonic() + timeout
         while True:
-            if not connection.wait([self._pipe, self._process.sentinel], _LOOK_SECONDS):
+            if not connection.wait([self.pipe, self.process.sentinel], _LOOK_SECONDS):
                 if self._stopped():
-                    self._kill()
+                    self.kill()
                     raise StoppedError
                 if ends is not None and time.monotonic() >= ends:
-                    self._kill()
+                    self.kill()
                     return None, f"took more than {timeout:g} s"
                 continue
             try:
-                reply = self._pipe.recv()
+                reply = self.pipe.recv()
             except (EOFError, OSError):  # OSError: it died in the middle of its reply
-                return None, self._death()
-            if isinstance(reply, _Said):
-                log.log(reply.level, reply.message)
+                return None, self.death()
+            if isinstance(reply, Said):
+                reply.log()
             elif isinstance(reply, DeviceLostError):
                 return None, f"lost its device ({reply})"
             elif isinstance(reply, BatchInferError):
                 raise reply
             else:
                 return reply, ""
-
-    def _kill(self) -> None:
-        if self._process.is_alive():
-            self._process.kill()
-        self._process.join()
-
-    def _death(self) -> str:
-        self._process.join(5.0)
-        self._kill()  # it closed the pipe, and lingers
-        code = self._process.exitcode or 0
-        if code >= 0:
-            return f"ended its process (exit code {code})"
-        try:
-            return f"killed its process ({signal.Signals(-code).name})"
-        except ValueError:
-            return f"killed its process (signal {-code})"
 
 
 def _serve(
@@ -304,8 +261,8 @@ def _serve(
     from batchinfer.engines import create_encoder, create_engine
 
     spare_pandas()
-    log.handlers, log.propagate = [_Relay(pipe)], False
-    log.setLevel(level)
+    line = Line(pipe)
+    line.relay_log(level)
     if sys.platform == "linux":
         # Where memory runs out, this is the process that should go.
         with suppress(OSError):
@@ -314,31 +271,31 @@ def _serve(
         encoder = create_encoder(config, task.spec, folder)
         engine = create_engine(config, task, folder)
         _warm_up(engine, encoder)
-        pipe.send((engine.dtype, engine.device_kind, engine.default_budget))
+        line.send((engine.dtype, engine.device_kind, engine.default_budget))
         if has_answered:
             engine.vouch()
         if ceiling is not None:
             engine.stay_below(ceiling)
         while True:
-            what, argument = pipe.recv()
+            what, argument = line.recv()
             if what == "encode":
-                pipe.send(encoder.encode(*argument))
+                line.send(encoder.encode(*argument))
             elif what == "answer":
                 engine.watch = Stopwatch()
                 answered = list(engine.stream([argument]))
-                pipe.send((answered, engine.watch.seconds, engine.ceiling_tokens))
+                line.send((answered, engine.watch.seconds, engine.ceiling_tokens))
             elif what == "stay_below":
                 engine.stay_below(argument)
-                pipe.send(None)
+                line.send(None)
             else:
                 engine.vouch()
-                pipe.send(None)
+                line.send(None)
     except EOFError:
         pass
     except BatchInferError as error:
-        pipe.send(error)
+        line.send(error)
     except Exception as error:
-        pipe.send(ModelError(f"{task.spec.name}: {reason(error)}"))
+        line.send(ModelError(f"{task.spec.name}: {reason(error)}"))
     os._exit(0)  # nothing here is worth the time, or the risk, of an orderly end
 
 
@@ -366,18 +323,6 @@ def _warm_up(engine: Engine, encoder: Encoder) -> None:
     with suppress(Exception):  # what is wrong with the model will show on the rows
         engine.answer(Batch(ChunkId(0, 0), np.zeros(1, np.int64), lengths, fields))
     engine.stopped = never
-
-
-class _Relay(logging.Handler):
-    """Sends what is logged to the parent."""
-
-    def __init__(self, pipe: connection.Connection[Any, Any]) -> None:
-        super().__init__()
-        self._pipe = pipe
-
-    def emit(self, record: logging.LogRecord) -> None:
-        with suppress(OSError):
-            self._pipe.send(_Said(record.levelno, record.getMessage()))
 
 
 def _joined(first: Tokens, second: Tokens) -> Tokens:

@@ -76,6 +76,10 @@ class Rows:
         return f"line {self.lines[row] + 1}"
 
 
+#: Rows that are held at a time where they are only passed over.
+_SKIPPED_AT_ONCE = 4096
+
+
 class Reader(ABC):
     """A cursor over the rows of one file. A format supplies only its difference."""
 
@@ -97,6 +101,16 @@ class Reader(ABC):
         Afterwards `position` is that of the next row. Raises StorageError where the file cannot be
         read on (truncated, corrupt, an I/O error).
         """
+
+    def skip(self, num_rows: int) -> int:
+        """Go on so many rows, fewer only at the end of the file; return how many.
+
+        Formats that find the next row with less work than it takes to read one do so.
+        """
+        done = 0
+        while done < num_rows and not self.at_end():
+            done += self.take(min(num_rows - done, _SKIPPED_AT_ONCE)).table.num_rows
+        return done
 
     @abstractmethod
     def at_end(self) -> bool:

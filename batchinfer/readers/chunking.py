@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import math
 import os
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
+from contextlib import contextmanager
 
 import numpy as np
 import pyarrow as pa
@@ -38,20 +39,31 @@ def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Generator[
     """
     cursor = _SegmentCursor(span.segment, options, span.start, span.first * chunk_rows)
     try:
-        index, start, ended = span.first, span.start, False
+        index, start, ended = span.begin, span.start, False
+        for _ in range(span.passed):  # one at a time: readers may hold what they pass over
+            with _as_it_is(cursor):
+                ended = cursor.skip(chunk_rows)
+            start = cursor.position
+            if ended:
+                break
         while not ended and (span.stop is None or index < span.stop):
-            try:
+            with _as_it_is(cursor):
                 parts = cursor.take(chunk_rows)
                 ended = cursor.at_end()
-            except StorageError:
-                cursor.check_unchanged()  # a file that is being rewritten looks damaged
-                raise
-            cursor.check_unchanged()
             chunk_id = ChunkId(span.segment.index, index)
             yield _chunk(chunk_id, parts, options, start, cursor.position, ended)
             index, start = index + 1, cursor.position
     finally:
         cursor.close()
+
+
+@contextmanager
+def _as_it_is(cursor: _SegmentCursor) -> Iterator[None]:
+    """See that what is read is the file that was planned; one that is being rewritten looks damaged."""
+    try:
+        yield
+    finally:
+        cursor.check_unchanged()
 
 
 class _SegmentCursor:
@@ -78,6 +90,14 @@ class _SegmentCursor:
             self._rows_left -= rows.table.num_rows
             parts.append((self._reader.file, rows))
         return parts
+
+    def skip(self, num_rows: int) -> bool:
+        """Go on so many rows; return whether there are none behind them."""
+        while num_rows > 0 and not self.at_end():
+            passed = self._reader.skip(int(min(num_rows, self._rows_left)))
+            num_rows -= passed
+            self._rows_left -= passed
+        return self.at_end()
 
     def at_end(self) -> bool:
         """Whether the segment holds no further row; goes on to the next file that has one."""

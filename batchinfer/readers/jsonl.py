@@ -63,6 +63,17 @@ class JsonlReader(TextReader):
         numbers = np.concatenate(lines) if lines else np.empty(0, np.int64)
         return Rows(table, digest.digest(), first_row, errors, numbers)
 
+    def skip(self, num_rows: int) -> int:
+        done = 0
+        while done < num_rows and (block := self._cursor.peek(num_rows - done)):
+            if self._cursor.too_long:
+                done += 1
+            else:  # each that is not blank is a row, be it an error
+                done += len(block) - sum(map(self.is_blank, block))
+            self._cursor.advance(len(block))
+        self._row += done
+        return done
+
     def _parse(self, lines: list[bytes]) -> _Records:
         first = self._cursor.line
         if self._cursor.too_long:

@@ -92,6 +92,12 @@ class ParquetReader(Reader):
         found = pa.table({name: _as_array(found.column(name)) for name in found.column_names})
         return Rows(self._convert(found, num_rows), digest_of(found), first_row)
 
+    def skip(self, num_rows: int) -> int:
+        assert self._batches is None, "what was read ahead would be read again"
+        num_rows = min(num_rows, self._num_rows - self._row)
+        self._row += num_rows
+        return num_rows
+
     def at_end(self) -> bool:
         return self._row >= self._num_rows
 

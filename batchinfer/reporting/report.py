@@ -26,7 +26,8 @@ class RunReport:
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
-    ahead; 0: the one that drives the device did.
+    ahead; 0: the one that drives the device did. `part`: I/N of a run that answered one part of its job;
+    the rows, shards and errors are then those of the part.
     """
 
     output: str
@@ -53,6 +54,7 @@ class RunReport:
     device: str
     max_batch_tokens: int
     errors_tolerated: int
+    part: str = ""
 
     @property
     def exit_code(self) -> int:
@@ -77,8 +79,9 @@ class RunReport:
 
     def to_text(self) -> str:
         """The summary for people."""
+        whose = f"part {self.part}: " if self.part else ""
         lines = [
-            f"{self.num_rows:,} rows in {self.num_shards:,} shards, "
+            f"{whose}{self.num_rows:,} rows in {self.num_shards:,} shards, "
             f"{self.num_errors:,} with errors, {self.num_truncated:,} truncated: {self.output}/data"
         ]
         if self.new_rows:
@@ -90,6 +93,8 @@ class RunReport:
             lines.append(self.overlap())
         else:
             lines.append("nothing was left to do")
+        if self.part and not self.finished:
+            lines.append("other parts of the job are not done yet")
         if self.retried_rows:
             lines.append(
                 f"{self.retried_rows:,} failed rows were tried again, {self.cured_rows:,} of them have "
@@ -174,6 +179,7 @@ def summarize(
     finished: bool,
     retried_rows: int = 0,
     cured_rows: int = 0,
+    part: str = "",
 ) -> RunReport:
     """Count a folder's shards."""
     shards = list(shards)
@@ -203,4 +209,5 @@ def summarize(
         device=effort.device,
         max_batch_tokens=effort.max_batch_tokens,
         errors_tolerated=plan.config.error_allowance(num_rows),
+        part=part,
     )

@@ -2,7 +2,7 @@
 
     OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
     OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
-                      report.json
+                      report.json; of a run that answers a part, the last two with its name
 
 The state of a job is the listing of data/ and the footers of its shards. Everything else may be
 deleted, but for plan.json.
@@ -41,6 +41,7 @@ from batchinfer.core import (
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.plan import Plan
+from batchinfer.sharing import Part
 from batchinfer.writers.durable import (
     make_directory,
     open_regular,
@@ -56,25 +57,30 @@ SUCCESS = "_SUCCESS"
 
 
 class RunFolder:
-    """A run folder held under its exclusive lock; use it as a context manager.
+    """A run folder held under its lock; use it as a context manager.
 
-    Raises Interrupted (75) where another live process holds the lock.
+    The lock is exclusive. Runs that answer a `part` share it, and each has a folder of its own for what is
+    under way. They may add shards and the last `_SUCCESS`, all created if absent; whatever else changes in
+    the folder is for a run that has it alone. Raises Interrupted (75) where another live process is in the
+    way.
     """
 
-    def __init__(self, path: str | os.PathLike[str]) -> None:
+    def __init__(self, path: str | os.PathLike[str], part: Part | None = None) -> None:
         self.path = Path(path)
+        self.part = part
         self.data = self.path / "data"
         self.state = self.path / "_batchinfer"
-        self.temporary = self.state / "tmp"
+        self.temporary = self.state / "tmp" / (part.name if part else "")
         self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.attempts = Attempts(self.temporary)
-        self._lock: int | None = None
+        self._locks: list[int] = []
 
     # -- opening ---------------------------------------------------------------------------------
 
     def __enter__(self) -> RunFolder:
         self._refuse_links()
-        for directory in (self.path, self.state, self.data, self.temporary):
+        folders = (self.path, self.state, self.data, self.state / "tmp", self.temporary)
+        for directory in dict.fromkeys(folders):
             make_directory(directory)
         self._acquire()
         try:
@@ -95,13 +101,18 @@ class RunFolder:
         traceback: TracebackType | None,
     ) -> None:
         with suppress(OSError):
-            (self.state / "holder.json").unlink(missing_ok=True)
+            (self._own / "holder.json").unlink(missing_ok=True)
         self._release()
+
+    @property
+    def _own(self) -> Path:
+        """Where this holder says who it is."""
+        return self.state if self.part is None else self.temporary
 
     def _refuse_links(self) -> None:
         """Nothing is written but below the folder that was named: a folder may be a stranger's."""
         quarantine, lock = self.state / "quarantine", self.state / "lock"
-        for path in (self.state, self.data, self.temporary, quarantine, lock):
+        for path in (self.state, self.data, self.state / "tmp", self.temporary, quarantine, lock):
             if path.is_symlink():
                 raise JobMismatchError(
                     f"{path}: a link, which may lead out of the run folder; put what it points to in "
@@ -109,46 +120,75 @@ class RunFolder:
                 )
 
     def _acquire(self) -> None:
+        """Take the lock; of a part, together with others, and another one that is the part's alone."""
         # lockf, not flock: an flock stays held by a forked child after its parent was killed. But any
         # close of the file by this process drops an lockf, so nothing else here may open it: `_held`
         # says which folders this process holds.
         folder = os.path.realpath(self.path)
-        if folder not in _held:
-            flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK
-            self._lock = os.open(self.state / "lock", flags, 0o666)
-            try:
-                fcntl.lockf(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        wanted = [(self.state / "lock", fcntl.LOCK_EX)]
+        if self.part is not None:
+            wanted = [
+                (self.state / "lock", fcntl.LOCK_SH),
+                (self.temporary / "lock", fcntl.LOCK_EX),
+            ]
+        try:
+            if folder not in _held and all(self._lock(path, kind) for path, kind in wanted):
                 _held.add(folder)
                 return
-            except (BlockingIOError, PermissionError):
-                os.close(self._lock)
-                self._lock = None
+        except OSError:
+            self._unlock()
+            raise
+        self._unlock()
         until = time.monotonic() + 1.0  # a holder says who it is a moment after it holds the lock
-        while not (self.state / "holder.json").exists() and time.monotonic() < until:
+        while not _holders(self.path) and time.monotonic() < until:
             time.sleep(0.02)
         raise Interrupted(
             f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
             f"wait for it, or watch it with `batchinfer status {self.path}`"
         )
 
+    def _lock(self, path: Path, kind: int) -> bool:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_NONBLOCK, 0o666)
+        try:
+            fcntl.lockf(descriptor, kind | fcntl.LOCK_NB)
+        except (BlockingIOError, PermissionError):
+            os.close(descriptor)
+            return False
+        self._locks.append(descriptor)
+        return True
+
+    def _unlock(self) -> None:
+        while self._locks:
+            os.close(self._locks.pop())
+
     def _release(self) -> None:
-        if self._lock is not None:
-            _held.discard(os.path.realpath(self.path))
-            os.close(self._lock)
-            self._lock = None
+        _held.discard(os.path.realpath(self.path))
+        self._unlock()
 
     def _announce(self) -> None:
         holder = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": self.run_id}
-        replace(self.temporary / "holder", self.state / "holder.json", json.dumps(holder).encode())
+        replace(self.temporary / "holder", self._own / "holder.json", json.dumps(holder).encode())
 
     def _clean_temporary(self) -> None:
         """Remove what killed runs left behind; the lock says that none of them is alive.
 
-        The marks of what they were at stay: `suspects` reads them; and the answers of open chunks.
+        The marks of what they were at stay: `suspects` reads them; and the answers of open chunks. Who has
+        the folder alone also takes over those of parts.
         """
+        parts = [] if self.part is not None else self.temporary.glob("part-*-of-*")
+        for folder in parts:
+            if folder.is_dir() and not folder.is_symlink():
+                for leftover in folder.iterdir():
+                    if is_mark(leftover.name) or is_journal(leftover.name):
+                        os.replace(leftover, self.temporary / leftover.name)
+                    elif leftover.is_symlink() or not leftover.is_dir():
+                        leftover.unlink()
+                with suppress(OSError):  # a folder in it is none of ours
+                    folder.rmdir()
         for leftover in self.temporary.iterdir():
             is_ours = is_mark(leftover.name) or is_journal(leftover.name)
-            kept = leftover.is_dir() or (is_ours and leftover.is_file())
+            is_lock = self.part is not None and leftover.name == "lock"
+            kept = leftover.is_dir() or ((is_ours or is_lock) and leftover.is_file())
             if leftover.is_symlink() or not kept:  # a link would be written through
                 leftover.unlink()
 
@@ -163,8 +203,13 @@ class RunFolder:
     def plan_path(self) -> Path:
         return self.state / "plan.json"
 
-    def begin(self, plan: Plan) -> None:
-        """Give the folder this job, in place of the one that it may have.
+    def join(self, plan: Plan) -> Plan:
+        """Give the folder this job, unless it has one; return the one that it has."""
+        publish(self.temporary / "plan", self.plan_path, plan.to_json())
+        return require_plan(self.path)
+
+    def begin(self, plan: Plan) -> Plan:
+        """Give the folder this job, in place of the one that it may have; return it.
 
         Shards of another job go before its plan: killed in between, the folder is the old job,
         unfinished.
@@ -176,6 +221,7 @@ class RunFolder:
             replace(self.temporary / "plan", self.plan_path, plan.to_json())
         else:
             publish(self.temporary / "plan", self.plan_path, plan.to_json())
+        return plan
 
     def _remove_shards(self) -> None:
         names = os.listdir(self.data)
@@ -195,8 +241,9 @@ class RunFolder:
     def shards(self, plan: Plan, *, read_pages: bool = False) -> dict[ChunkId, Shard]:
         """Return the committed shards by chunk, reading every footer and, if asked, every page.
 
-        A shard that cannot be read moves to quarantine/ and counts as missing. Raises
-        JobMismatchError for a shard of another job or a file that is no shard: never guess.
+        A shard that cannot be read moves to quarantine/ and counts as missing; a part may not do that, and
+        raises StorageError. Raises JobMismatchError for a shard of another job or a file that is no shard:
+        never guess.
         """
         shards: dict[ChunkId, Shard] = {}
         damaged: list[str] = []
@@ -219,9 +266,31 @@ class RunFolder:
                     "another --output"
                 )
             shards[chunk] = shard
+        if damaged and self.part is not None:
+            raise StorageError(
+                f"{self.data / damaged[0]}: damaged; `batchinfer resume {self.path}`, without --shard, "
+                "sets it aside and makes it again"
+            )
         if damaged:
             self._quarantine(damaged)
         return shards
+
+    def is_complete(self, plan: Plan) -> bool:
+        """Whether every chunk has a shard, by the listing and the footer of each segment's last one."""
+        found: dict[int, list[int]] = {}
+        for chunk in filter(None, map(parse_shard_name, os.listdir(self.data))):
+            found.setdefault(chunk.segment, []).append(chunk.chunk)
+        for segment in plan.segments:
+            numbers = found.get(segment.index, [])
+            if not numbers or len(numbers) != max(numbers) + 1:
+                return False
+            last = shard_name(ChunkId(segment.index, max(numbers)))
+            try:
+                if not read_footer(self.data / last)[0].ends_segment:
+                    return False
+            except FooterError:
+                return False
+        return True
 
     def pending(self, plan: Plan, shards: Mapping[ChunkId, Shard]) -> list[Span]:
         """The chunks that have no shard yet."""
@@ -323,7 +392,8 @@ class RunFolder:
     def write_report(self, report: Mapping[str, Any]) -> None:
         """Replace report.json."""
         content = json.dumps(report, indent=1).encode()
-        replace(self.temporary / "report", self.state / "report.json", content)
+        name = "report.json" if self.part is None else f"report-{self.part.name}.json"
+        replace(self.temporary / "report", self.state / name, content)
 
     # -- the budget ------------------------------------------------------------------------------
 
@@ -363,6 +433,8 @@ class RunFolder:
         return frozen
 
 
+#: Holders that a message names.
+_MOST_HOLDERS = 3
 #: The run folders that this process holds, by real path.
 _held: set[str] = set()
 
@@ -411,8 +483,13 @@ def is_locked(path: str | os.PathLike[str]) -> bool:
     """Whether a live process holds the run folder; asks without taking the lock."""
     if os.path.realpath(path) in _held:
         return True
+    state = Path(path) / "_batchinfer"
+    # Locks that are shared do not show when one asks for them; but whoever shares one has another.
+    return any(map(_is_held, [state / "lock", *state.glob("tmp/part-*-of-*/lock")]))
+
+
+def _is_held(lock: Path) -> bool:
     try:
-        lock = Path(path) / "_batchinfer" / "lock"
         descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
     except OSError:
         return False
@@ -435,13 +512,27 @@ def refuse_live(path: str | os.PathLike[str], command: str) -> None:
 
 
 def describe_holder(path: str | os.PathLike[str]) -> str:
-    """Who holds a run folder, as it said itself."""
-    try:
-        with open_regular(Path(path) / "_batchinfer" / "holder.json") as file:
-            holder = json.loads(file.read())
-        return f"pid {holder['pid']} on {holder['host']}"[:200]
-    except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return "its holder did not say who it is"
+    """Who holds a run folder, as it said itself; of many, some."""
+    said = []
+    for place in _holders(path)[:_MOST_HOLDERS]:
+        try:
+            with open_regular(place) as file:
+                holder = json.loads(file.read())
+            said.append(f"pid {holder['pid']} on {holder['host']}"[:200])
+        except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
+            continue
+    return ", ".join(said) or "its holder did not say who it is"
+
+
+def _holders(path: str | os.PathLike[str]) -> list[Path]:
+    """Where holders of a run folder say who they are; those of parts that are alive."""
+    state = Path(path) / "_batchinfer"
+    places = [state / "holder.json"]
+    parts = sorted(state.glob("tmp/part-*-of-*/holder.json"))
+    # A lock that this process holds must not be opened: closing it again would drop it.
+    is_ours = os.path.realpath(path) in _held
+    places += [place for place in parts if is_ours or _is_held(place.with_name("lock"))]
+    return [place for place in places if place.exists()]
 
 
 def describe_segment(segment: Segment) -> str:

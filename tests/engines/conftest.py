@@ -17,8 +17,8 @@ from batchinfer.batching import make_batches
 from batchinfer.core import AnsweredChunk, BatchBudget, Chunk, ChunkId, LoadedChunk, Position
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder, quiet
+from batchinfer.gathering import Gathering
 from batchinfer.tasks import create_task
-from batchinfer.worker import _Gathering
 from tests.engines import made
 
 Made = Callable[..., Path]
@@ -103,7 +103,7 @@ def ask(
     batches = make_batches(chunk.id, requests, budget or BatchBudget(1024, 64))
     if engine.pins_memory:
         batches = [batch.pin_memory() for batch in batches]
-    gathering = _Gathering.of(LoadedChunk(chunk, requests, batches), chosen.answers)
+    gathering = Gathering.of(LoadedChunk(chunk, requests, batches), chosen.answers)
     for batch, answers in engine.stream(batches):
         gathering.add(batch, answers)
     engine.close()

@@ -33,11 +33,11 @@ from batchinfer.engines.fake import FakeEngine
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_detokenizer, make_encoder
 from batchinfer.errors import ModelError, UsageError
+from batchinfer.gathering import Gathering
 from batchinfer.planning import make_plan
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import compare
 from batchinfer.tuning.tune import tune
-from batchinfer.worker import _Gathering
 from tests.engines import made
 from tests.engines.conftest import Made, ask
 
@@ -273,7 +273,7 @@ def test_an_answer_that_is_no_number_is_its_rows_error(made_model: Made) -> None
     requests = task.encode(chunk, make_encoder(place, spec))
     assert requests.masks is not None and requests.masks.tolist() == [1, 2, 1]
     batches = make_batches(chunk.id, requests, BatchBudget(1000, 10))
-    gathering = _Gathering.of(LoadedChunk(chunk, requests, batches), task.answers)
+    gathering = Gathering.of(LoadedChunk(chunk, requests, batches), task.answers)
     token = np.tile(np.arange(5, dtype=np.int32), (4, 1))
     score = np.full((4, 5), 0.1, np.float32)
     second = int(np.flatnonzero(batches[0].indices == 1)[0])  # of the batch, the row with two

@@ -23,9 +23,9 @@ from batchinfer.engines.generation import GenerationEngine
 from batchinfer.engines.kv_cache import RoomyLayer
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import Interrupted, ModelError, UsageError
+from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
 from batchinfer.tasks.generation import with_settings
-from batchinfer.worker import StopSignal
 from tests.engines import made
 
 NEW_TOKENS = 12

@@ -38,9 +38,9 @@ from batchinfer.engines.fake import FakeEngine
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe
 from batchinfer.errors import UsageError
+from batchinfer.gathering import Gathering
 from batchinfer.tasks import create_task
 from batchinfer.windows import cut
-from batchinfer.worker import _Gathering
 from batchinfer.writers.shard import assemble, output_schema
 from tests.conftest import read_output
 from tests.engines import made
@@ -74,7 +74,7 @@ def ask(folder: Path, table: dict[str, Any], task: str, **given: Any) -> dict[st
     requests = maker.encode(chunk, create_encoder(chosen, spec, place))
     engine = LocalEngine(maker, place, dtype="float32", device="cpu")
     batches = make_batches(chunk.id, requests, BatchBudget(300, 12))
-    gathering = _Gathering.of(LoadedChunk(chunk, requests, batches), maker.answers)
+    gathering = Gathering.of(LoadedChunk(chunk, requests, batches), maker.answers)
     for batch, answers in engine.stream(batches):
         gathering.add(batch, answers)
     engine.close()

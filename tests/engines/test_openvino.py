@@ -26,8 +26,8 @@ from batchinfer.engines import exports
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import Interrupted, ModelError, UsageError
 from batchinfer.reporting.progress import Silent
+from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
-from batchinfer.worker import StopSignal
 from tests.conftest import ROOT, Cli, read_output, shard_bytes
 from tests.engines import made
 from tests.engines.conftest import Made, ask

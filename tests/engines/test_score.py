@@ -20,10 +20,10 @@ from batchinfer.engines.fake import FakeEngine
 from batchinfer.engines.local import LocalEngine
 from batchinfer.engines.models import describe, make_encoder
 from batchinfer.errors import ModelError, UsageError
+from batchinfer.gathering import Gathering
 from batchinfer.planning import make_plan
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import compare
-from batchinfer.worker import _Gathering
 from tests.engines import made
 from tests.engines.conftest import Made
 
@@ -49,7 +49,7 @@ def answers(
     requests = chosen.encode(chunk, make_encoder(place, spec))
     engine = LocalEngine(chosen, place, dtype="float32", device="cpu")
     batches = make_batches(chunk.id, requests, BatchBudget(900, 40))
-    gathering = _Gathering.of(LoadedChunk(chunk, requests, batches), chosen.answers)
+    gathering = Gathering.of(LoadedChunk(chunk, requests, batches), chosen.answers)
     for batch, found in engine.stream(batches):
         gathering.add(batch, found)
     engine.close()

@@ -1,0 +1,247 @@
+"""Parts of a job that share a folder: each chunk is of one part, and whoever dies, no row is lost."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import random
+import signal
+import time
+from pathlib import Path
+
+import pyarrow.csv as pa_csv
+import pyarrow.json as pa_json
+import pyarrow.parquet as pq
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from batchinfer.core import ChunkId, InputFile, Position, Segment, Span
+from batchinfer.errors import UsageError
+from batchinfer.sharing import Part, Share, part_of
+from tests.conftest import Cli, shard_bytes
+from tests.test_poison import JOB, write_rows
+from tests.test_processes import start, wait_for_shards
+
+THREE = [f"{index}/3" for index in range(3)]
+
+
+def segments_of(sizes: list[int]) -> list[Segment]:
+    return [
+        Segment(index, (InputFile(f"{index}", f"{index}", "jsonl", "", size, 0),))
+        for index, size in enumerate(sizes)
+    ]
+
+
+@given(
+    sizes=st.lists(st.integers(0, 5000), min_size=1, max_size=8),
+    real=st.lists(st.integers(1, 40), min_size=8, max_size=8),
+    count=st.integers(1, 12),
+    num_rows=st.integers(0, 3000),
+)
+def test_each_chunk_is_of_one_part(
+    sizes: list[int], real: list[int], count: int, num_rows: int
+) -> None:
+    """However many chunks a segment turns out to have."""
+    segments = segments_of(sizes)
+    shares = [Share.of(Part(i, count), segments, num_rows, 100) for i in range(count)]
+    for segment, chunks in zip(segments, real, strict=False):
+        spans = [
+            [span for span in share.of_spans([Span(segment, 0, Position(), None)])]
+            for share in shares
+        ]
+        for number in range(chunks):
+            named = [share for share in shares if ChunkId(segment.index, number) in share]
+            assert len(named) == 1
+            covered = [
+                span for own in spans for span in own
+                if span.begin <= number and (span.stop is None or number < span.stop)
+            ]  # fmt: skip
+            assert len(covered) == 1
+
+
+def test_parts_are_alike_in_size() -> None:
+    segments = segments_of([1000] * 7)
+    shares = [Share.of(Part(i, 5), segments, 70_000, 100) for i in range(5)]
+    assert {share.num_rows for share in shares} == {14_000}
+
+
+@pytest.mark.parametrize(
+    ("environ", "part"),
+    [
+        ({"RANK": "1", "WORLD_SIZE": "4"}, Part(1, 4)),
+        (
+            {"SLURM_ARRAY_TASK_ID": "12", "SLURM_ARRAY_TASK_MIN": "10", "SLURM_ARRAY_TASK_MAX": "14",
+             "SLURM_ARRAY_TASK_COUNT": "3", "SLURM_ARRAY_TASK_STEP": "2"},
+            Part(1, 3),
+        ),
+        ({"JOB_COMPLETION_INDEX": "0", "JOB_COMPLETIONS": "6"}, Part(0, 6)),
+        ({"SLURM_PROCID": "3", "SLURM_NTASKS": "4"}, Part(3, 4)),
+    ],
+)  # fmt: skip
+def test_launchers_say_which_part_it_is(environ: dict[str, str], part: Part) -> None:
+    assert part_of("auto", environ) == part
+
+
+@pytest.mark.parametrize(
+    ("shard", "environ", "said"),
+    [
+        ("3/3", {}, "I/N"),
+        ("1", {}, "I/N"),
+        ("auto", {}, "no launcher's variables"),
+        ("auto", {"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETIONS is not set"),
+        ("auto", {"RANK": "4", "WORLD_SIZE": "4"}, "4/4"),
+        ("auto", {"WORLD_SIZE": "x", "RANK": "0"}, "'x'"),
+        (
+            "auto",
+            {"SLURM_ARRAY_TASK_ID": "7", "SLURM_ARRAY_TASK_MIN": "1", "SLURM_ARRAY_TASK_MAX": "9",
+             "SLURM_ARRAY_TASK_COUNT": "3"},
+            "no range",
+        ),
+    ],
+)  # fmt: skip
+def test_parts_that_are_none(shard: str, environ: dict[str, str], said: str) -> None:
+    with pytest.raises(UsageError, match=said):
+        part_of(shard, environ)
+
+
+def write_all(tmp_path: Path, num_rows: int = 300) -> list[Path]:
+    """The same rows in each format, some of the lines blank."""
+    plain = write_rows(tmp_path / "a.jsonl", {}, num_rows)
+    table = pa_json.read_json(plain)
+    lines = plain.read_bytes().splitlines(keepends=True)
+    plain.write_bytes(b"\n".join(lines[:150]) + b"\n \n" + b"".join(lines[150:]))
+    (tmp_path / "b.jsonl.gz").write_bytes(gzip.compress(b"".join(lines)))
+    pa_csv.write_csv(table, tmp_path / "c.csv")
+    pq.write_table(table, tmp_path / "d.parquet", row_group_size=70)
+    return [plain, *(tmp_path / name for name in ("b.jsonl.gz", "c.csv", "d.parquet"))]
+
+
+def test_parts_one_after_the_other_write_the_shards_of_one_run(cli: Cli, tmp_path: Path) -> None:
+    job = ["run", *map(str, write_all(tmp_path)), *JOB, "--keep", "none"]
+    assert cli(*job, "--output", "one").returncode == 0
+    for shard in reversed(THREE):
+        assert not (tmp_path / "parts" / "data" / "_SUCCESS").exists()
+        done = cli(*job, "--output", "parts", "--shard", shard)
+        assert done.returncode == 0, done.stderr
+        assert ("other parts of the job" in done.stdout) == (shard != "0/3")
+    assert (tmp_path / "parts" / "data" / "_SUCCESS").exists()
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "parts")
+    left = (tmp_path / "parts" / "_batchinfer" / "tmp").glob("**/*")
+    assert {path.name for path in left if path.is_file()} == {"lock"}
+    again = cli(*job, "--output", "parts", "--shard", "1/3")
+    assert again.returncode == 0 and "nothing was left to do" in again.stdout
+    assert cli("verify", "parts").returncode == 0
+
+
+def test_launched_processes_share_a_folder(cli: Cli, tmp_path: Path) -> None:
+    """As torchrun starts them: all at once, and told by variables which one they are."""
+    source = write_rows(tmp_path / "in.jsonl", {}, num_rows=400)
+    job = ["run", str(source), *JOB, "--output", str(tmp_path / "parts"), "--shard", "auto"]
+    runs = [start(*job, RANK=str(rank), WORLD_SIZE="4") for rank in range(4)]
+    for run in runs:
+        _, said = run.communicate(timeout=90)
+        assert run.returncode == 0, said
+    assert cli("run", str(source), *JOB, "--output", "one").returncode == 0
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "parts")
+    assert (tmp_path / "parts" / "data" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_parts_are_killed_and_begun_again(seed: int, cli: Cli, tmp_path: Path) -> None:
+    draw = random.Random(seed)
+    source, output = write_rows(tmp_path / "in.jsonl", {}, num_rows=300), tmp_path / "parts"
+    job = ["run", str(source), *JOB, "--output", str(output), "--shard"]
+    for shard in THREE:
+        while True:
+            run = start(*job, shard, POISON_ANSWER="0.02")
+            if draw.random() < 0.5:
+                time.sleep(0.5 + draw.random())
+                run.kill()
+            _, said = run.communicate(timeout=90)
+            if run.returncode == 0:
+                break
+            assert run.returncode == -signal.SIGKILL, said
+    assert (output / "data" / "_SUCCESS").exists()
+    assert cli("run", str(source), *JOB, "--output", "one").returncode == 0
+    assert shard_bytes(tmp_path / "one") == shard_bytes(output)
+
+
+def test_one_run_takes_over_what_parts_began(cli: Cli, tmp_path: Path) -> None:
+    source, output = write_rows(tmp_path / "in.jsonl", {}, num_rows=3000), tmp_path / "parts"
+    run = start(
+        "run", str(source), *JOB, "--output", str(output), "--shard", "1/3", POISON_ANSWER="0.1"
+    )
+    wait_for_shards(output, 2, run)
+    refused = cli("resume", str(output))
+    assert refused.returncode == 75 and f"pid {run.pid}" in refused.stderr
+    twice = cli("run", str(source), *JOB, "--output", str(output), "--shard", "1/3")
+    assert twice.returncode == 75 and f"pid {run.pid}" in twice.stderr
+    assert "pid" in cli("verify", str(output)).stderr
+    run.kill()
+    run.communicate()
+    done = cli("resume", str(output))
+    assert done.returncode == 0, done.stderr
+    assert not list((output / "_batchinfer" / "tmp").iterdir())
+    assert cli("run", str(source), *JOB, "--output", "one").returncode == 0
+    assert shard_bytes(tmp_path / "one") == shard_bytes(output)
+
+
+def test_what_needs_the_folder_alone_is_refused(cli: Cli, tmp_path: Path) -> None:
+    source = write_rows(tmp_path / "in.jsonl", {})
+    job = ["run", str(source), *JOB, "--output", "out", "--shard", "0/2"]
+    refused = cli(*job, "--overwrite")
+    assert refused.returncode == 2 and "--overwrite" in refused.stderr
+    assert cli(*job).returncode == 0
+    for flag in ("--retry-errors", "--verify"):
+        refused = cli("resume", "out", "--shard", "1/2", flag)
+        assert refused.returncode == 2 and flag in refused.stderr
+    other = cli("run", str(source), *JOB, "--output", "out", "--shard", "1/2", "--max-length", "9")
+    assert other.returncode == 73, other.stderr
+    assert cli("resume", "out", "--shard", "1/2").returncode == 0
+    assert (tmp_path / "out" / "data" / "_SUCCESS").exists()
+    next((tmp_path / "out" / "data").glob("part-*")).unlink()
+    incomplete = cli(*job)
+    assert incomplete.returncode == 74 and "without --shard" in incomplete.stderr
+    assert cli("resume", "out").returncode == 0
+    damaged = next((tmp_path / "out" / "data").glob("part-*"))
+    damaged.write_bytes(damaged.read_bytes()[:-40])
+    refused = cli(*job)
+    assert refused.returncode == 74 and "without --shard" in refused.stderr
+
+
+@pytest.mark.parametrize("order", [(3, 2, 1, 0), (2, 0, 3, 1)])
+def test_parts_that_lie_behind_the_end_have_nothing_to_do(
+    order: tuple[int, ...], cli: Cli, tmp_path: Path
+) -> None:
+    """The rows that are looked at to estimate how many there are may be shorter than the others."""
+    source = tmp_path / "in.jsonl"
+    short = [json.dumps({"text": "a"}) for _ in range(50_000)]
+    long = [json.dumps({"text": "much longer " * 60}) for _ in range(6_000)]
+    source.write_text("\n".join([*short, *long]))
+    job = ["run", str(source), "--engine", "fake", "--no-progress", "--chunk-rows", "4000"]
+    said = []
+    for index in order:
+        done = cli(*job, "--output", "parts", "--shard", f"{index}/4")
+        assert done.returncode == 0, done.stderr
+        said.append(done.stdout)
+    assert any(" 0 rows in 0 shards" in text for text in said), "the estimate was right"
+    assert cli(*job, "--output", "one").returncode == 0
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "parts")
+    assert (tmp_path / "parts" / "data" / "_SUCCESS").exists()
+
+
+def test_what_is_passed_over_is_what_would_have_been_read(cli: Cli, tmp_path: Path) -> None:
+    """Lines that are too long, files that end where a chunk does, and a limit in the middle."""
+    for name, num_rows in (("a", 40), ("b", 40), ("c", 35)):
+        source = write_rows(tmp_path / f"{name}.jsonl", {7: "x" * 3000}, num_rows)
+        source.write_text(source.read_text() + "not an object\n")
+    job = [
+        "run", *(str(tmp_path / f"{name}.jsonl") for name in "abc"), *JOB,
+        "--max-line-bytes", "2000", "--limit", "110", "--max-errors", "100%",
+    ]  # fmt: skip
+    for shard in ("2/3", "0/3", "1/3"):
+        done = cli(*job, "--output", "parts", "--shard", shard)
+        assert done.returncode == 0, done.stderr
+    assert cli(*job, "--output", "one").returncode == 0
+    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "parts")
