@@ -217,10 +217,10 @@ def replan_first() -> None:
 
     begin = RunFolder.begin
 
-    def hasty(self: RunFolder, plan: Plan) -> None:
+    def hasty(self: RunFolder, plan: Plan) -> Plan:
         if has_plan(self.path):
             replace(self.temporary / "plan", self.plan_path, plan.to_json())
-        begin(self, plan)
+        return begin(self, plan)
 
     set_all("begin", hasty, RunFolder)
 
