@@ -27,7 +27,7 @@ demo: $(VENV)/.runtime  ## classify the sample reviews and show the first rows
 	@$(BIN)/python scripts/demo.py
 
 test: $(VENV)/.dev  ## run the tests (CPU, offline)
-	@$(BIN)/python -m pytest --numprocesses 2 --dist loadgroup
+	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
 
 check: format lint types test  ## what CI runs
 
