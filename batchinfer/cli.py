@@ -72,7 +72,8 @@ _NOT_TUNED = (
 @options_of(_RUN_FLAGS)
 def run_command(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Files, globs or folders")
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]...", help="Files, globs, folders or addresses (s3://…)"),
     ] = None,
     *,
     flags: Mapping[str, Any],
@@ -138,7 +139,8 @@ def resume_command(
 @options_of(_TUNE_FLAGS, hidden=_NOT_TUNED)
 def tune_command(
     inputs: Annotated[
-        list[str] | None, typer.Argument(metavar="[INPUT]...", help="Files, globs or folders")
+        list[str] | None,
+        typer.Argument(metavar="[INPUT]...", help="Files, globs, folders or addresses (s3://…)"),
     ] = None,
     *,
     flags: Mapping[str, Any],
@@ -192,6 +194,23 @@ def status_command(output: Output, *, json: Json = False) -> None:
 
     status = read_status(output)
     _print(_to_json(status.to_dict()) if json else status.to_text())
+
+
+@app.command("doctor")
+def doctor_command(
+    output: Annotated[
+        str, typer.Argument(metavar="[OUT]", help="A run folder, or where one is to be")
+    ] = "",
+    *,
+    json: Json = False,
+) -> None:
+    """Show what is here to work with, what is missing for what, and whether a folder can take a job."""
+    spare_pandas()
+    from batchinfer.doctor import examine
+
+    found = examine(output)
+    _print(_to_json(found.to_dict()) if json else found.to_text())
+    raise typer.Exit(found.exit_code)
 
 
 @app.command("verify")

@@ -56,7 +56,7 @@ class RunConfig(BaseModel):
 
     model_config = ConfigDict(extra="forbid", frozen=True, validate_default=True)
 
-    inputs: Paths = knob((), "Files, globs or folders", INPUT)
+    inputs: Paths = knob((), "Files, globs, folders or addresses (s3://…)", INPUT)
     output: str = knob("", "Run folder to write", OUTPUT, flag="-o")
 
     model: str = knob(

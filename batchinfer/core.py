@@ -18,6 +18,7 @@ import numpy.typing as npt
 import pyarrow as pa
 
 from batchinfer.stages import StageSeconds
+from batchinfer.storage import FileStatus
 
 Int32Array = npt.NDArray[np.int32]
 Int64Array = npt.NDArray[np.int64]
@@ -51,6 +52,13 @@ class InputFile:
     compression: str
     size: int
     mtime_ns: int
+    #: What a store says of it, where that is not on a disk.
+    version: str = ""
+
+    def is_as(self, status: FileStatus) -> bool:
+        """Whether the file is the one that was planned, as far as one sees without reading it."""
+        now = (status.size, status.mtime_ns, status.version)
+        return now == (self.size, self.mtime_ns, self.version)
 
 
 @dataclass(frozen=True, slots=True)

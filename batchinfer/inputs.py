@@ -7,8 +7,6 @@ again. A run raises what it finds (`check_inputs`), `verify` reports it.
 from __future__ import annotations
 
 import dataclasses
-import os
-import stat
 from collections.abc import Mapping
 from contextlib import closing
 
@@ -17,6 +15,7 @@ from batchinfer.errors import JobMismatchError
 from batchinfer.plan import Plan
 from batchinfer.readers import read_chunks
 from batchinfer.readers.base import shown
+from batchinfer.storage import status_of
 
 
 def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
@@ -52,17 +51,17 @@ def as_it_is_now(segment: Segment) -> tuple[Segment, list[JobMismatchError]]:
     changes: list[JobMismatchError] = []
     for file in segment.files:
         try:
-            status = os.stat(file.path)
+            status = status_of(file.path)
         except OSError as error:
             what = f"was there when the job was planned and cannot be read now ({error.strerror})"
             changes.append(_changed(file, what, "put it back, or "))
             continue
-        if not stat.S_ISREG(status.st_mode):  # whoever reads a FIFO waits for its writer
+        if not status.is_regular:  # whoever reads a FIFO waits for its writer
             changes.append(_changed(file, "is no regular file any more"))
-        elif status.st_size != file.size:
-            sizes = f"{file.size:,} bytes then, {status.st_size:,} now"
+        elif status.size != file.size:
+            sizes = f"{file.size:,} bytes then, {status.size:,} now"
             changes.append(_changed(file, f"changed since the job was planned ({sizes})"))
-        files.append(dataclasses.replace(file, mtime_ns=status.st_mtime_ns))
+        files.append(dataclasses.replace(file, mtime_ns=status.mtime_ns, version=status.version))
     return dataclasses.replace(segment, files=tuple(files)), changes
 
 

@@ -30,6 +30,7 @@ from batchinfer.errors import JobMismatchError, StorageError, UsageError, one_li
 from batchinfer.profiles import Tuned
 from batchinfer.readers.base import ReadOptions
 from batchinfer.readers.listing import COMPRESSIONS, FORMATS
+from batchinfer.storage import SCHEMES
 
 FORMAT = 1
 
@@ -101,7 +102,9 @@ class Plan:
         segments = []
         for mine, theirs in zip(self.segments, held.segments, strict=True):
             pairs = zip(mine.files, theirs.files, strict=True)
-            files = tuple(dataclasses.replace(a, mtime_ns=b.mtime_ns) for a, b in pairs)
+            files = tuple(
+                dataclasses.replace(a, mtime_ns=b.mtime_ns, version=b.version) for a, b in pairs
+            )
             segments.append(dataclasses.replace(mine, files=files))
         return dataclasses.replace(
             self,
@@ -363,7 +366,9 @@ def _segments_from_json(document: list[dict[str, Any]]) -> tuple[Segment, ...]:
 
 def _file_from_json(document: dict[str, Any]) -> InputFile:
     file = InputFile(**document)
-    _require(os.path.isabs(_text(file.path)) and "\0" not in file.path, "an input has no path")
+    has_path = os.path.isabs(_text(file.path)) or file.path.partition("://")[0] in SCHEMES
+    _require(has_path and "\0" not in file.path, "an input has no path")
+    _text(file.version).encode()
     _text(file.source).encode()
     _require(file.format in FORMATS, "the format of an input is unknown")
     _require(

@@ -11,7 +11,6 @@ import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from batchinfer.config import RunConfig, flag_name
@@ -25,6 +24,7 @@ from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.sharing import Share, part_of
 from batchinfer.stop import StopSignal
+from batchinfer.storage import RemotePath, list_names, place_of_output
 from batchinfer.worker import Worker
 from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
 
@@ -61,7 +61,7 @@ def run(
             if held is None:
                 worker.load()  # a model that cannot be loaded leaves the folder as it was
                 worker.may_probe = True
-                held = folder.begin(plan) if part is None else folder.join(plan)
+                held = folder.begin(plan) if overwrite else folder.join(plan)
             if difference := first_difference(held, plan):
                 raise JobMismatchError(
                     f"{config.output}: holds another job: {difference}; give another --output, or "
@@ -284,14 +284,16 @@ def _refuse_foreign_folder(path: str) -> None:
     """A folder with other things in it is not ours to write into."""
     if not path or has_plan(path):
         return
+    place = place_of_output(path)
     try:
-        names = set(os.listdir(path))
+        names = set(list_names(place))
     except FileNotFoundError:
         return
     except NotADirectoryError:
         raise JobMismatchError(f"{path}: not a folder; name one with --output") from None
-    data = Path(path) / "data"
-    is_other = names - {"data", "_batchinfer"} or (data.is_dir() and any(data.iterdir()))
+    data = place / "data"
+    holds_data = isinstance(data, RemotePath) or data.is_dir()
+    is_other = names - {"data", "_batchinfer"} or (holds_data and list_names(data))
     if is_other and not has_plan(path):  # asked again: another run may have begun in between
         raise JobMismatchError(
             f"{path}: holds other files and no run of batchinfer; name a new or empty folder with "

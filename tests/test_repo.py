@@ -23,7 +23,7 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
-    ("errors", "lean", "children", "stages", "stop", "checked", "machine"),
+    ("errors", "lean", "children", "stages", "stop", "checked", "machine", "storage"),
     ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
     ("attempts", "sharing"),
     ("readers", "batching", "profiles"),
@@ -34,7 +34,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("auditing",),
+    ("auditing", "doctor"),
     ("options", "cli"),
     ("__init__", "__main__"),
 )

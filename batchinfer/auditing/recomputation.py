@@ -33,6 +33,7 @@ from batchinfer.readers import read_chunks
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.runner import require_consent
 from batchinfer.stop import StopSignal
+from batchinfer.storage import Place, place_of, place_of_output
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import MAX_FLIPS, MAX_MOVEMENT, MAX_OTHER_WORDS, MIN_COSINE
 from batchinfer.writers.footer import read_columns
@@ -80,7 +81,7 @@ def audit(
         plan = plan.with_changes(output=str(output))
         require_consent(plan, consents, "audit")
         check_schemas(plan)
-        auditor = _Auditor(Path(output), plan, device, limits)
+        auditor = _Auditor(place_of_output(output), plan, device, limits)
         return auditor.audit(sample, seed, progress or Silent(), stop or StopSignal())
     except OSError as error:
         raise StorageError(f"{error.filename or output}: {error.strerror or error}") from error
@@ -89,7 +90,7 @@ def audit(
 class _Auditor:
     """One audit of a run folder."""
 
-    def __init__(self, output: Path, plan: Plan, device: str, limits: Limits) -> None:
+    def __init__(self, output: Place, plan: Plan, device: str, limits: Limits) -> None:
         self.output, self.plan, self.limits = output, plan, limits
         self.config = _plainest(plan, device)
         self.task = create_task(plan.model, plan.config, plan.input_schema)
@@ -126,7 +127,7 @@ class _Auditor:
         )
 
     def _written(self, shard: Shard, rows: Sequence[int]) -> pa.Table:
-        table = read_columns(Path(shard.path), [SOURCE, ROW, *self.made, ERROR])
+        table = read_columns(place_of(shard.path), [SOURCE, ROW, *self.made, ERROR])
         return table.take(np.array(rows)).select([SOURCE, ROW, *self.made, ERROR])
 
     def _recompute(

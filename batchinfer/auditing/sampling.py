@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,28 +12,32 @@ import pyarrow.compute
 from batchinfer.core import ERROR, ChunkId, Shard, parse_shard_name
 from batchinfer.errors import JobMismatchError, StorageError
 from batchinfer.plan import Plan
-from batchinfer.writers.footer import FooterError, read_columns, read_footer
+from batchinfer.storage import Place, list_names, place_of
+from batchinfer.writers.footer import FooterError, read_columns, read_footers
 
 #: The stubs know fewer signatures than the functions take.
 pc: Any = pyarrow.compute
 
 
-def committed_shards(output: Path, plan: Plan) -> dict[ChunkId, Shard]:
+def committed_shards(output: Place, plan: Plan) -> dict[ChunkId, Shard]:
     """The shards of a run folder, by chunk.
 
     Raises StorageError for a damaged one, JobMismatchError for one of another job.
     """
     shards = {}
     data = output / "data"
-    for name in sorted(os.listdir(data) if data.is_dir() else ()):
-        if parse_shard_name(name) is None:
-            continue
+    try:
+        names = sorted(filter(parse_shard_name, list_names(data)))
+    except (FileNotFoundError, NotADirectoryError):
+        return {}
+    for name, found in read_footers(data, names):
         path = data / name
-        try:
-            shard, plan_id = read_footer(path)
-        except FooterError as error:
+        if isinstance(found, FooterError):
             advice = f"`batchinfer resume {output} --verify` makes it again"
-            raise StorageError(f"is damaged: {error.what}", file=str(path), advice=advice) from None
+            raise StorageError(f"is damaged: {found.what}", file=str(path), advice=advice)
+        if isinstance(found, Exception):
+            raise found
+        shard, plan_id = found
         is_known = shard.id.segment < len(plan.segments)
         if plan_id != plan.id or shard.id != parse_shard_name(name) or not is_known:
             raise JobMismatchError(
@@ -76,5 +78,5 @@ def _answered(shard: Shard) -> npt.NDArray[np.int64]:
     """The rows of a shard that have an answer."""
     if not shard.num_errors:
         return np.arange(shard.num_rows, dtype=np.int64)
-    errors = read_columns(Path(shard.path), [ERROR]).column(ERROR)
+    errors = read_columns(place_of(shard.path), [ERROR]).column(ERROR)
     return np.flatnonzero(pc.is_null(errors).to_numpy())

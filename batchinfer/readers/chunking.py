@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 import math
-import os
 from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
 
@@ -17,6 +16,7 @@ from batchinfer.readers.base import START, Reader, ReadOptions, Rows, combined, 
 from batchinfer.readers.delimited import CsvReader
 from batchinfer.readers.jsonl import JsonlReader
 from batchinfer.readers.parquet import ParquetReader
+from batchinfer.storage import status_of
 
 READERS: Mapping[str, Callable[[InputFile, ReadOptions, Position], Reader]] = {
     "jsonl": JsonlReader,
@@ -127,7 +127,7 @@ class _SegmentCursor:
 def _check_unchanged(file: InputFile) -> None:
     path = shown(file.path)
     try:
-        status = os.stat(file.path)
+        status = status_of(file.path)
     except FileNotFoundError:
         raise JobMismatchError(
             "the input is gone since the job was planned",
@@ -136,7 +136,7 @@ def _check_unchanged(file: InputFile) -> None:
         ) from None
     except OSError as error:
         raise StorageError(f"cannot be read: {error.strerror}", file=path) from error
-    if (status.st_size, status.st_mtime_ns) != (file.size, file.mtime_ns):
+    if not file.is_as(status):
         raise JobMismatchError(
             "the input changed under way, since the job was planned",
             file=path,

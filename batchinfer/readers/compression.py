@@ -13,8 +13,9 @@ import sys
 import zlib
 from collections.abc import Callable, Mapping
 from functools import partial
-from pathlib import Path
 from typing import Protocol
+
+from batchinfer.storage import open_file
 
 if sys.version_info >= (3, 14):
     from compression import zstd
@@ -57,7 +58,7 @@ class _Decompressed:
     """One or several compressed streams in a file, in memory that their ratio does not change."""
 
     def __init__(self, path: str, new_decoder: Callable[[], _Decoder]) -> None:
-        self._raw = Path(path).open("rb", buffering=0)  # noqa: SIM115
+        self._raw = open_file(path)
         self._new_decoder = new_decoder
         self._decoder = new_decoder()
 
@@ -98,7 +99,7 @@ class _Gunzipped:
     """gzip's own file object is strict already; it only has no word for an empty file."""
 
     def __init__(self, path: str) -> None:
-        self._raw = Path(path).open("rb", buffering=0)  # noqa: SIM115
+        self._raw = open_file(path)
         self._file = gzip.GzipFile(fileobj=self._raw, mode="rb")
         self._started = False
 
@@ -117,12 +118,8 @@ class _Gunzipped:
         self._raw.close()
 
 
-def _open_plain(path: str) -> ByteStream:
-    return Path(path).open("rb", buffering=0)
-
-
 _OPENERS: Mapping[str, Callable[[str], ByteStream]] = {
-    "": _open_plain,
+    "": open_file,
     "gz": _Gunzipped,
     "bz2": lambda path: _Decompressed(path, bz2.BZ2Decompressor),
     "xz": lambda path: _Decompressed(path, partial(lzma.LZMADecompressor, memlimit=_MAX_XZ_MEMORY)),

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import glob
 import os
-import stat
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import NamedTuple
 
 from batchinfer.core import InputFile, Segment
 from batchinfer.errors import InputError, UsageError
 from batchinfer.readers.base import shown
+from batchinfer.storage import FileStatus, RemotePath, is_remote, status_of
 
 FORMATS = ("jsonl", "csv", "tsv", "parquet")
 EXTENSIONS = {
@@ -24,6 +24,11 @@ EXTENSIONS = {
 }
 COMPRESSIONS = {".gz": "gz", ".zst": "zst", ".bz2": "bz2", ".xz": "xz"}
 
+_NOTHING_USABLE = (
+    f"{{folder}}: no usable file in this folder; it takes {', '.join(EXTENSIONS)} (text also with "
+    f"{', '.join(COMPRESSIONS)}); for other names use a glob and --format"
+)
+
 #: Small files share a segment, so that a million of them do not make a million shards.
 MAX_GROUP_BYTES = 32 << 20
 MAX_SMALL_FILE_BYTES = 8 << 20
@@ -32,6 +37,12 @@ MAX_SMALL_FILE_BYTES = 8 << 20
 class _Kind(NamedTuple):
     format: str | None
     compression: str
+
+
+class _Found(NamedTuple):
+    path: str
+    kind: _Kind
+    status: FileStatus
 
 
 def list_inputs(inputs: Sequence[str], format: str = "auto", exclude: str = "") -> list[InputFile]:
@@ -43,16 +54,17 @@ def list_inputs(inputs: Sequence[str], format: str = "auto", exclude: str = "") 
     """
     if format != "auto" and format not in FORMATS:
         raise UsageError(f"--format {format}: choose one of auto, {', '.join(FORMATS)}")
-    found: dict[str, tuple[str, _Kind]] = {}
-    excluded = os.path.join(os.path.realpath(exclude), "") if exclude else None
+    found: dict[str, _Found] = {}
+    excluded = os.path.join(_real(exclude), "") if exclude else None
     passed_over = ""
     for name in inputs:
-        for path in _expand(name, format):
-            real = os.path.realpath(path)
+        of_store = is_remote(name)
+        for path, status in _expand_remote(name, format) if of_store else _expand(name, format):
+            real = _real(path)
             if excluded and real.startswith(excluded):
                 passed_over = path
                 continue
-            found.setdefault(real, (path, _kind(path, format)))
+            found.setdefault(real, _Found(path, _kind(path, format), status))
     if passed_over and not found:
         raise UsageError(
             f"{shown(passed_over)}: lies in the run folder that --output names; an output cannot be "
@@ -60,8 +72,8 @@ def list_inputs(inputs: Sequence[str], format: str = "auto", exclude: str = "") 
         )
     if not found:
         raise InputError("no input was named; give a file, a glob or a folder")
-    base = os.path.commonpath([os.path.dirname(path) for path, _ in found.values()])
-    return [_input_file(path, kind, base) for path, kind in found.values()]
+    base = os.path.commonpath([os.path.dirname(_as_path(file.path)) for file in found.values()])
+    return [_input_file(file, base) for file in found.values()]
 
 
 def group_segments(files: Iterable[InputFile]) -> tuple[Segment, ...]:
@@ -78,7 +90,7 @@ def group_segments(files: Iterable[InputFile]) -> tuple[Segment, ...]:
     return tuple(Segment(index, tuple(group)) for index, group in enumerate(groups))
 
 
-def _expand(name: str, format: str) -> Iterator[str]:
+def _expand(name: str, format: str) -> Iterator[tuple[str, FileStatus]]:
     """The absolute paths behind one name; a path that exists wins over its reading as a glob."""
     if not name or "\0" in name:
         raise InputError(f"'{shown(name)}': not a file name; give a file, a glob or a folder")
@@ -93,7 +105,7 @@ def _expand(name: str, format: str) -> Iterator[str]:
         raise InputError(f"{shown(name)}: no such file or folder; check the path")
 
 
-def _expand_glob(pattern: str, format: str) -> Iterator[str]:
+def _expand_glob(pattern: str, format: str) -> Iterator[tuple[str, FileStatus]]:
     matches = sorted(glob.glob(pattern, recursive=True), key=_parts)
     if not matches:
         raise InputError(f"{shown(pattern)}: the glob matches nothing; check it, and quote it")
@@ -111,7 +123,7 @@ def _expand_glob(pattern: str, format: str) -> Iterator[str]:
         yield _checked(match, format)
 
 
-def _walk(folder: str, format: str) -> Iterator[str]:
+def _walk(folder: str, format: str) -> Iterator[tuple[str, FileStatus]]:
     """The usable files below a folder, sorted; hidden names and names with `_` are bookkeeping."""
 
     def refuse(error: OSError) -> None:
@@ -133,10 +145,7 @@ def _walk(folder: str, format: str) -> Iterator[str]:
             if not name.startswith((".", "_")) and _in_folder(name, format)
         ]
     if not paths:
-        raise InputError(
-            f"{shown(folder)}: no usable file in this folder; it takes {', '.join(EXTENSIONS)}"
-            f" (text also with {', '.join(COMPRESSIONS)}); for other names use a glob and --format"
-        )
+        raise InputError(_NOTHING_USABLE.format(folder=shown(folder)))
     for path in sorted(paths, key=_parts):
         yield _checked(path, format)
 
@@ -149,23 +158,78 @@ def _in_folder(name: str, format: str) -> bool:
     return known == format or {known, format} == {"csv", "tsv"}
 
 
-def _checked(path: str, format: str) -> str:
+def _checked(path: str, format: str) -> tuple[str, FileStatus]:
     path = os.path.abspath(path)
     try:
-        mode = os.stat(path).st_mode
+        status = status_of(path)
     except OSError as error:
         raise InputError(f"{shown(path)}: {error.strerror}; check the path") from None
-    if not stat.S_ISREG(mode):
+    if not status.is_regular:
         raise InputError(f"{shown(path)}: not a regular file; copy what it gives into a file first")
     if not os.access(path, os.R_OK):
         raise InputError(f"{shown(path)}: cannot be read; check its permissions")
     if _kind(path, format).format is None:
         raise UsageError(f"{shown(path)}: unknown extension; say what it is with --format")
-    return path
+    return path, status
+
+
+def _expand_remote(name: str, format: str) -> Iterator[tuple[str, FileStatus]]:
+    """The objects behind an address; one that is there wins over its reading as a pattern."""
+    place = RemotePath(name)
+    try:
+        yield from _find_remote(place, format)
+    except OSError as error:
+        raise InputError(
+            f"{shown(name)}: {error.strerror}; check the address, and the credentials for it"
+        ) from None
+
+
+def _find_remote(place: RemotePath, format: str) -> Iterator[tuple[str, FileStatus]]:
+    try:
+        status = place.status()
+    except IsADirectoryError:
+        yield from _below(place, place.walk(), format)
+        return
+    except FileNotFoundError:
+        if place.is_web or not glob.has_magic(place.url):
+            raise
+        found = place.matches()
+        if not found:
+            raise InputError(
+                f"{shown(place.url)}: the pattern matches nothing; check it, and quote it"
+            ) from None
+        usable = [url for url in found if _kind(url, format).format]
+        if not usable:
+            raise InputError(
+                f"{shown(place.url)}: no object it matches has a known extension; name it with --format"
+            ) from None
+        for url in sorted(usable, key=_parts):
+            yield url, found[url]
+        return
+    if _kind(place.url, format).format is None:
+        raise UsageError(f"{shown(place.url)}: unknown extension; say what it is with --format")
+    yield place.url, status
+
+
+def _below(
+    folder: RemotePath, found: Mapping[str, FileStatus], format: str
+) -> Iterator[tuple[str, FileStatus]]:
+    """The usable objects below a folder, sorted; as on a disk, names with `.` or `_` are bookkeeping."""
+    prefix = folder.url.rstrip("/") + "/"
+    usable = [
+        url
+        for url in sorted(found, key=_parts)
+        if not any(part.startswith((".", "_")) for part in url.removeprefix(prefix).split("/"))
+        and _in_folder(url, format)
+    ]
+    if not usable:
+        raise InputError(_NOTHING_USABLE.format(folder=shown(folder.url)))
+    for url in usable:
+        yield url, found[url]
 
 
 def _kind(path: str, format: str) -> _Kind:
-    stem, extension = os.path.splitext(os.path.basename(path).lower())
+    stem, extension = os.path.splitext(os.path.basename(_as_path(path)).lower())
     compression = COMPRESSIONS.get(extension, "")
     if compression:
         extension = os.path.splitext(stem)[1]
@@ -175,17 +239,33 @@ def _kind(path: str, format: str) -> _Kind:
     return _Kind(known, compression)
 
 
-def _input_file(path: str, kind: _Kind, base: str) -> InputFile:
-    try:
-        status = os.stat(path)
-    except OSError as error:
-        raise InputError(f"{shown(path)}: {error.strerror}; check the path") from None
+def _input_file(file: _Found, base: str) -> InputFile:
+    kind, status = file.kind, file.status
     assert kind.format is not None
-    source = os.path.relpath(path, base).replace(os.sep, "/")
+    source = os.path.relpath(_as_path(file.path), base).replace(os.sep, "/")
     source = source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return InputFile(
-        path, source, kind.format, kind.compression, status.st_size, status.st_mtime_ns
+        file.path,
+        source,
+        kind.format,
+        kind.compression,
+        status.size,
+        status.mtime_ns,
+        status.version,
     )
+
+
+def _real(path: str) -> str:
+    """What tells two names of one file from those of two files."""
+    return path if is_remote(path) else os.path.realpath(path)
+
+
+def _as_path(path: str) -> str:
+    """An absolute path; of an address, its scheme and what stands before a query: /s3/bucket/key."""
+    if not is_remote(path):
+        return path
+    scheme, _, rest = path.partition("://")
+    return f"/{scheme}/{rest.partition('?')[0] if RemotePath(path).is_web else rest}"
 
 
 def _parts(path: str) -> list[str]:

@@ -22,6 +22,7 @@ from batchinfer.readers.base import Reader, ReadOptions, Rows, combined, shown
 from batchinfer.readers.columns import is_list, is_plain_list, nulls, plain
 from batchinfer.readers.conversion import cast_where_possible, text_array, valid_rows
 from batchinfer.readers.digests import digest_of
+from batchinfer.storage import is_remote, open_pieces
 
 #: The stubs know fewer signatures than the functions take.
 pc: Any = pyarrow.compute
@@ -38,7 +39,9 @@ def open_parquet(file: InputFile) -> pq.ParquetFile:
     """Open a file for streaming. Raises StorageError where its footer cannot be read."""
     source: Any = file.path
     try:
-        if not is_unicode(file.path):  # pyarrow cannot open it; an open file it reads more slowly
+        if is_remote(file.path):
+            source = open_pieces(file.path)
+        elif not is_unicode(file.path):  # pyarrow cannot open it; an open file it reads more slowly
             source = Path(file.path).open("rb")  # noqa: SIM115 - the reader closes it
         return pq.ParquetFile(
             source, pre_buffer=False, buffer_size=_BUFFER_BYTES, page_checksum_verification=True

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import orjson
@@ -17,6 +16,7 @@ from batchinfer.readers.columns import infer, merge, plain
 from batchinfer.readers.delimited import CsvReader, read_header
 from batchinfer.readers.parquet import UNREADABLE, failure, num_rows_of, open_parquet
 from batchinfer.readers.text import TextStream, is_utf8
+from batchinfer.storage import open_file
 
 #: Rows of one place that are looked at; bytes read from the end of a file.
 _MAX_ROWS = 1000
@@ -189,7 +189,7 @@ def _loads(data: bytes) -> Any:
 def _refuse_disguised(file: InputFile) -> None:
     if file.compression:
         return
-    with Path(file.path).open("rb") as stream:
+    with open_file(file.path) as stream:
         start = stream.read(16)
     for magic, extension in _MAGIC.items():
         if start.startswith(magic):

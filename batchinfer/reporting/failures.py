@@ -6,12 +6,12 @@ import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from itertools import starmap
-from pathlib import Path
 
 import pyarrow.compute as pc
 
 from batchinfer.core import ERROR, ROW, SOURCE
 from batchinfer.readers.base import shown
+from batchinfer.storage import place_of
 from batchinfer.writers.footer import read_columns
 from batchinfer.writers.run_folder import list_shards, require_plan
 
@@ -76,7 +76,7 @@ _NUMBER = re.compile(r"(?<!\w)(?<!\w-)\d+(?:[.,_]\d+)*(?!\w)")
 
 
 def _failures_of(path: str) -> Iterator[Failure]:
-    table = read_columns(Path(path), [SOURCE, ROW, ERROR])
+    table = read_columns(place_of(path), [SOURCE, ROW, ERROR])
     failed = table.filter(pc.is_valid(table.column(ERROR)))
     columns = (failed.column(name).to_pylist() for name in (SOURCE, ROW, ERROR))
     return starmap(Failure, zip(*columns, strict=True))

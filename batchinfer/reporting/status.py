@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from dataclasses import dataclass
 from typing import Any
 
 from batchinfer.core import pending_spans
+from batchinfer.storage import place_of_output
 from batchinfer.writers.run_folder import (
     SUCCESS,
     describe_holder,
@@ -60,7 +60,7 @@ def read_status(output: str) -> Status:
     plan = require_plan(output)
     shards = {shard.id: shard for shard in list_shards(output)}
     incomplete = {span.segment.index for span in pending_spans(plan.segments, shards)}
-    finished = not incomplete and os.path.exists(os.path.join(output, "data", SUCCESS))
+    finished = not incomplete and (place_of_output(output) / "data" / SUCCESS).exists()
     running = is_locked(output)
     return Status(
         output=output,

@@ -6,12 +6,12 @@ import os
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
 
 from batchinfer.core import ChunkId, Position, Segment, Shard, parse_shard_name, shard_name
 from batchinfer.errors import JobMismatchError, StorageError
 from batchinfer.plan import Plan
 from batchinfer.readers.base import shown
+from batchinfer.storage import Place, list_names, place_of_output
 from batchinfer.verification.comparison import Comparison
 from batchinfer.verification.findings import Finding, Verification
 from batchinfer.verification.rows import as_stored, wrong_rows
@@ -33,7 +33,7 @@ def verify(output: str | os.PathLike[str], *, inputs: bool = True) -> Verificati
     """
     refuse_live(output, "verify")
     try:
-        found = _verify(Path(output), inputs)
+        found = _verify(place_of_output(output), inputs)
     except OSError as error:
         raise StorageError(f"{error.filename or output}: {error.strerror or error}") from error
     if found.findings:
@@ -43,7 +43,7 @@ def verify(output: str | os.PathLike[str], *, inputs: bool = True) -> Verificati
     return found
 
 
-def _verify(output: Path, inputs: bool) -> Verification:
+def _verify(output: Place, inputs: bool) -> Verification:
     try:
         plan = require_plan(output)
     except StorageError as error:
@@ -67,13 +67,13 @@ class _Link:
 class _Verifier:
     """One pass over the shards of a folder, in input order."""
 
-    def __init__(self, output: Path, plan: Plan, inputs: bool) -> None:
+    def __init__(self, output: Place, plan: Plan, inputs: bool) -> None:
         self.output, self.data = output, output / "data"
         self.plan, self.inputs = plan, inputs
         self.schema = as_stored(plan.output_schema)
         self.findings: list[Finding] = []
         self.missing: list[Finding] = []
-        self.foreign: list[Path] = []
+        self.foreign: list[Place] = []
         self.num_shards = self.num_rows = self.num_input_rows = 0
         self.read_all_inputs = inputs
 
@@ -94,10 +94,13 @@ class _Verifier:
             num_input_rows=self.num_input_rows if self.read_all_inputs else None,
         )
 
-    def _list(self) -> tuple[dict[int, dict[int, Path]], bool]:
+    def _list(self) -> tuple[dict[int, dict[int, Place]], bool]:
         """The shards' paths by segment and chunk, and whether _SUCCESS stands among them."""
-        by_segment: dict[int, dict[int, Path]] = {}
-        names = sorted(os.listdir(self.data)) if self.data.is_dir() else []
+        by_segment: dict[int, dict[int, Place]] = {}
+        try:
+            names = sorted(list_names(self.data))
+        except (FileNotFoundError, NotADirectoryError):
+            names = []
         for name in names:
             chunk = parse_shard_name(name)
             if chunk is not None:
@@ -112,7 +115,7 @@ class _Verifier:
 
     # -- a segment -------------------------------------------------------------------------------
 
-    def _verify_segment(self, segment: Segment, paths: Mapping[int, Path]) -> None:
+    def _verify_segment(self, segment: Segment, paths: Mapping[int, Place]) -> None:
         link = _Link()
         with closing(Comparison(segment, self.plan, self.findings.append)) as comparison:
             if self.inputs and paths:
@@ -136,7 +139,7 @@ class _Verifier:
         self,
         segment: Segment,
         chunk: ChunkId,
-        path: Path,
+        path: Place,
         link: _Link,
         comparison: Comparison,
     ) -> Shard | None:
@@ -167,7 +170,7 @@ class _Verifier:
             self._add(path, what)
         return shard
 
-    def _read_footer(self, path: Path, chunk: ChunkId) -> Shard | None:
+    def _read_footer(self, path: Place, chunk: ChunkId) -> Shard | None:
         try:
             shard, plan_id = read_footer(path)
         except FooterError as error:
@@ -210,15 +213,15 @@ class _Verifier:
                 f"go on with `batchinfer resume {self.output}`",
             )
 
-    def _add(self, path: Path, what: str, advice: str = "") -> None:
+    def _add(self, path: Place, what: str, advice: str = "") -> None:
         advice = advice or f"move it out of the run folder; {self._resume_makes}"
         self.findings.append(Finding(str(path), what, advice))
 
-    def _add_damaged(self, path: Path, error: FooterError) -> None:
+    def _add_damaged(self, path: Place, error: FooterError) -> None:
         advice = f"`batchinfer resume {self.output} --verify` makes it again"
         self._add(path, f"is damaged: {error.what}", advice)
 
-    def _add_unreadable(self, path: Path, error: OSError) -> None:
+    def _add_unreadable(self, path: Place, error: OSError) -> None:
         self._add(
             path, f"cannot be read: {error.strerror or error}", "mend that, then verify again"
         )

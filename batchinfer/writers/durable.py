@@ -9,6 +9,9 @@ A rename would replace what another writer committed, and an exclusive create of
 show readers a half-written file. After a failed fsync the kernel may have dropped the pages: nothing
 is retried on that descriptor, the error goes up and the work is done again at resume.
 
+In a store (see storage.py) an object appears whole, and is created if absent, in one request; then
+there is no temporary file and nothing to sync.
+
 What is read back is opened by `open_regular`, as the folder may be a stranger's.
 """
 
@@ -24,14 +27,19 @@ from pathlib import Path
 from typing import BinaryIO
 
 from batchinfer.errors import JobMismatchError, StorageError
+from batchinfer.storage import Place, RemotePath
 
 
 @contextmanager
-def open_regular(path: Path) -> Iterator[BinaryIO]:
+def open_regular(path: Place) -> Iterator[BinaryIO]:
     """Open a file to read, without waiting for anybody.
 
     Raises JobMismatchError for what is no regular file: a FIFO may have no writer, a device no end.
     """
+    if isinstance(path, RemotePath):
+        with path.open() as stream:
+            yield stream
+        return
     strange = JobMismatchError(
         "no regular file, so not written by batchinfer",
         file=str(path),
@@ -52,9 +60,9 @@ def open_regular(path: Path) -> Iterator[BinaryIO]:
         os.close(descriptor)
 
 
-def make_directory(path: Path) -> None:
+def make_directory(path: Place) -> None:
     """Create a directory and those above it; each name is durable."""
-    if path.is_dir():
+    if isinstance(path, RemotePath) or path.is_dir():
         return
     make_directory(path.parent)
     try:
@@ -65,8 +73,10 @@ def make_directory(path: Path) -> None:
     sync_directory(path.parent)
 
 
-def sync_directory(path: Path) -> None:
+def sync_directory(path: Place) -> None:
     """Make the names in a directory durable."""
+    if isinstance(path, RemotePath):
+        return
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -88,11 +98,13 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         os.close(descriptor)
 
 
-def publish(temporary: Path, final: Path, content: bytes | memoryview) -> bool:
+def publish(temporary: Path, final: Place, content: bytes | memoryview) -> bool:
     """Create `final` with this content unless it exists; return whether this call created it.
 
     Raises StorageError where the file system can neither link nor rename without replacing.
     """
+    if isinstance(final, RemotePath):
+        return final.create(content)
     write_durably(temporary, content)
     try:
         _link(temporary, final)
@@ -104,11 +116,23 @@ def publish(temporary: Path, final: Path, content: bytes | memoryview) -> bool:
     return created
 
 
-def replace(temporary: Path, final: Path, content: bytes | memoryview) -> None:
+def replace(temporary: Path, final: Place, content: bytes | memoryview) -> None:
     """Put `final` in place, over whatever was there; only for the holder of the exclusive lock."""
+    if isinstance(final, RemotePath):
+        final.put(content)
+        return
     write_durably(temporary, content)
     os.replace(temporary, final)
     sync_directory(final.parent)
+
+
+def move(path: Place, to: Place) -> None:
+    """Give a file another name; both directories are for the caller to sync."""
+    if isinstance(path, RemotePath):
+        assert isinstance(to, RemotePath), "of one store"
+        path.move(to)
+    else:
+        os.replace(path, to)  # type: ignore[arg-type]
 
 
 _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}

@@ -17,7 +17,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +26,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from batchinfer.core import BatchBudget, ChunkId, Position, Shard
-from batchinfer.errors import JobMismatchError, StorageError, one_line
+from batchinfer.errors import BatchInferError, JobMismatchError, StorageError, one_line
 from batchinfer.readers.parquet import UNREADABLE
+from batchinfer.storage import Place
 from batchinfer.writers.durable import open_regular
 
 KEY = b"batchinfer"
@@ -37,12 +39,14 @@ _UNSEALED = "0" * 64
 _DIGESTS = re.compile(rb'"body": "([0-9a-f]{64})", "seal": "([0-9a-f]{64})"}')
 #: Read at once from a file's end: more than the footer of most shards.
 _TAIL_BYTES = 64 << 10
+#: Footers that are read at a time from a store.
+_AT_ONCE = 16
 
 
 class FooterError(Exception):
     """The file is no readable shard: torn or damaged; `what` says how, without the path."""
 
-    def __init__(self, path: Path, what: str) -> None:
+    def __init__(self, path: Place, what: str) -> None:
         super().__init__(f"{path}: {what}")
         self.what = what
 
@@ -106,7 +110,7 @@ def _has_its_body(content: bytes) -> bool:
     return match is not None and hashlib.sha256(body).hexdigest().encode() == match[1]
 
 
-def read_footer(path: Path) -> tuple[Shard, str]:
+def read_footer(path: Place) -> tuple[Shard, str]:
     """Return the shard that a file's footer describes, and its plan id.
 
     Raises FooterError where the file is torn or damaged, JobMismatchError where it is a whole Parquet
@@ -153,6 +157,30 @@ def read_footer(path: Path) -> tuple[Shard, str]:
     return shard, plan_id
 
 
+def read_footers(
+    folder: Place, names: Sequence[str]
+) -> Iterator[tuple[str, tuple[Shard, str] | Exception]]:
+    """What `read_footer` returns, or raises, for each of these files, in their order.
+
+    A store is asked for several at a time: each answer takes its time, and it has many.
+    """
+
+    def read(name: str) -> tuple[Shard, str] | Exception:
+        try:
+            return read_footer(folder / name)
+        except (FooterError, BatchInferError, OSError) as error:
+            return error
+
+    if isinstance(folder, Path):
+        for name in names:
+            yield name, read(name)
+        return
+    with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="footers") as threads:
+        for first in range(0, len(names), 64 * _AT_ONCE):
+            some = names[first : first + 64 * _AT_ONCE]
+            yield from zip(some, threads.map(read, some), strict=True)
+
+
 _WHOLE_NUMBERS = (
     "revision", "segment", "chunk", "first_row", "num_rows", "num_errors", "num_tokens",
     "num_truncated",
@@ -171,10 +199,10 @@ def _check_types(document: dict[str, Any]) -> None:
         raise ValueError("a field has another type")
 
 
-def _read_bytes(path: Path) -> tuple[bytes, int]:
+def _read_bytes(path: Place) -> tuple[bytes, int]:
     """A file's footer, with its length and the magic number behind it; and the size of the file."""
     with open_regular(path) as file:
-        size = os.fstat(file.fileno()).st_size
+        size = file.seek(0, os.SEEK_END)
         file.seek(max(0, size - _TAIL_BYTES))
         tail = file.read()
         footer_size = _footer_size(tail[-8:])
@@ -202,7 +230,7 @@ def _is_intact(footer: bytes, match: re.Match[bytes]) -> bool:
     return hashlib.sha256(blank).hexdigest().encode() == match[2]
 
 
-def read_pages(path: Path) -> pa.Table:
+def read_pages(path: Place) -> pa.Table:
     """All rows of a shard whose footer `read_footer` has read, every byte compared with its checksums.
 
     Raises FooterError where the file is not what was written, OSError where it cannot be read.
@@ -218,7 +246,7 @@ def read_pages(path: Path) -> pa.Table:
         raise FooterError(path, one_line(error)) from None
 
 
-def read_columns(path: Path, names: Sequence[str]) -> pa.Table:
+def read_columns(path: Place, names: Sequence[str]) -> pa.Table:
     """Read columns of a shard, comparing every page with its checksum. Raises StorageError."""
     try:
         with open_regular(path) as file:

@@ -12,7 +12,9 @@ from __future__ import annotations
 
 import dataclasses
 import fcntl
+import hashlib
 import json
+import logging
 import os
 import re
 import secrets
@@ -40,18 +42,23 @@ from batchinfer.core import (
     shard_name,
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.machine import cache_folder
 from batchinfer.plan import Plan
 from batchinfer.sharing import Part
+from batchinfer.storage import Place, RemotePath, list_names, place_of_output
 from batchinfer.writers.durable import (
     make_directory,
+    move,
     open_regular,
     publish,
     replace,
     sync_directory,
 )
-from batchinfer.writers.footer import FooterError, read_columns, read_footer
+from batchinfer.writers.footer import FooterError, read_columns, read_footer, read_footers
 from batchinfer.writers.footer import read_pages as read_all_pages
 from batchinfer.writers.journal import is_journal
+
+log = logging.getLogger("batchinfer")
 
 SUCCESS = "_SUCCESS"
 
@@ -65,28 +72,36 @@ class RunFolder:
     way.
     """
 
-    def __init__(self, path: str | os.PathLike[str], part: Part | None = None) -> None:
-        self.path = Path(path)
+    def __init__(self, path: Name, part: Part | None = None) -> None:
+        self.path = place_of_output(path)
         self.part = part
         self.data = self.path / "data"
         self.state = self.path / "_batchinfer"
-        self.temporary = self.state / "tmp" / (part.name if part else "")
+        self.local = _local_state(self.path)
+        self.temporary = self.local / "tmp" / (part.name if part else "")
         self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.attempts = Attempts(self.temporary)
         self._locks: list[int] = []
+        #: In a store: where this holder said who it is, or who else did so on another machine.
+        self._announced: Place | None = None
+        self._elsewhere = ""
 
     # -- opening ---------------------------------------------------------------------------------
 
     def __enter__(self) -> RunFolder:
         self._refuse_links()
-        folders = (self.path, self.state, self.data, self.state / "tmp", self.temporary)
+        tmp = self.local / "tmp"
+        folders = (self.path, self.state, self.data, self.local, tmp, self.temporary)
         for directory in dict.fromkeys(folders):
             make_directory(directory)
         self._acquire()
         try:
-            # Whoever made these may have been killed before the names were durable.
-            for directory in (self.path.resolve().parent, self.path, self.state, self.data):
-                sync_directory(directory)
+            if isinstance(self.path, RemotePath):
+                (self.path / "_batchinfer" / f"probe-{self.run_id}").require_exclusive_create()
+            else:
+                # Whoever made these may have been killed before the names were durable.
+                for directory in (self.path.resolve().parent, self.path, self.state, self.data):
+                    sync_directory(directory)
             self._clean_temporary()
             self._announce()
         except BaseException:
@@ -102,18 +117,20 @@ class RunFolder:
     ) -> None:
         with suppress(OSError):
             (self._own / "holder.json").unlink(missing_ok=True)
+            if self._announced is not None:
+                self._announced.unlink(missing_ok=True)
         self._release()
 
     @property
     def _own(self) -> Path:
         """Where this holder says who it is."""
-        return self.state if self.part is None else self.temporary
+        return self.local if self.part is None else self.temporary
 
     def _refuse_links(self) -> None:
         """Nothing is written but below the folder that was named: a folder may be a stranger's."""
-        quarantine, lock = self.state / "quarantine", self.state / "lock"
-        for path in (self.state, self.data, self.state / "tmp", self.temporary, quarantine, lock):
-            if path.is_symlink():
+        tmp, lock = self.local / "tmp", self.local / "lock"
+        for path in (self.state, self.data, self.state / "quarantine", tmp, self.temporary, lock):
+            if isinstance(path, Path) and path.is_symlink():
                 raise JobMismatchError(
                     f"{path}: a link, which may lead out of the run folder; put what it points to in "
                     "its place"
@@ -124,11 +141,11 @@ class RunFolder:
         # lockf, not flock: an flock stays held by a forked child after its parent was killed. But any
         # close of the file by this process drops an lockf, so nothing else here may open it: `_held`
         # says which folders this process holds.
-        folder = os.path.realpath(self.path)
-        wanted = [(self.state / "lock", fcntl.LOCK_EX)]
+        folder = _identity(self.path)
+        wanted = [(self.local / "lock", fcntl.LOCK_EX)]
         if self.part is not None:
             wanted = [
-                (self.state / "lock", fcntl.LOCK_SH),
+                (self.local / "lock", fcntl.LOCK_SH),
                 (self.temporary / "lock", fcntl.LOCK_EX),
             ]
         try:
@@ -162,12 +179,37 @@ class RunFolder:
             os.close(self._locks.pop())
 
     def _release(self) -> None:
-        _held.discard(os.path.realpath(self.path))
+        _held.discard(_identity(self.path))
         self._unlock()
 
     def _announce(self) -> None:
-        holder = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": self.run_id}
-        replace(self.temporary / "holder", self._own / "holder.json", json.dumps(holder).encode())
+        host = socket.gethostname()
+        holder = {"pid": os.getpid(), "host": host, "run_id": self.run_id}
+        content = json.dumps(holder).encode()
+        replace(self.temporary / "holder", self._own / "holder.json", content)
+        if isinstance(self.state, RemotePath) and self.part is None:
+            # No lock reaches other machines, so it is said in the store. Whoever was killed there left word
+            # too: that keeps nobody from adding shards, only from changing those that are there.
+            place = self.state / "holder.json"
+            if not publish(self.temporary, place, content):
+                other = _read_holder(place)
+                if other is not None and other[1] != host:
+                    self._elsewhere = f"pid {other[0]} on {other[1]}"
+                    log.warning(
+                        f"{self.path}: {self._elsewhere} has begun here and not ended; each row is "
+                        "answered once all the same"
+                    )
+                    return
+                replace(self.temporary, place, content)
+            self._announced = place
+
+    def _require_alone(self) -> None:
+        """See that nobody on another machine may be at work here. Raises Interrupted."""
+        if self._elsewhere:
+            raise Interrupted(
+                f"{self.path}: {self._elsewhere} may be at work here, and shards are to be changed; when "
+                f"it is not, delete {self.state}/holder.json and start this again"
+            )
 
     def _clean_temporary(self) -> None:
         """Remove what killed runs left behind; the lock says that none of them is alive.
@@ -200,11 +242,13 @@ class RunFolder:
     # -- the plan --------------------------------------------------------------------------------
 
     @property
-    def plan_path(self) -> Path:
+    def plan_path(self) -> Place:
         return self.state / "plan.json"
 
     def join(self, plan: Plan) -> Plan:
         """Give the folder this job, unless it has one; return the one that it has."""
+        self.attempts.clear()  # of a job that never came to a plan
+        self._clear_journals()
         publish(self.temporary / "plan", self.plan_path, plan.to_json())
         return require_plan(self.path)
 
@@ -224,7 +268,8 @@ class RunFolder:
         return plan
 
     def _remove_shards(self) -> None:
-        names = os.listdir(self.data)
+        self._require_alone()
+        names = list_names(self.data)
         for name in names:
             if parse_shard_name(name) is None:
                 self._refuse_stranger(name)
@@ -232,8 +277,9 @@ class RunFolder:
         for name in filter(parse_shard_name, names):
             (self.data / name).unlink()
         sync_directory(self.data)
-        for budget in self.state.glob("budget-*.json"):
-            budget.unlink()
+        for name in list_names(self.state):
+            if name.startswith("budget-") and name.endswith(".json"):
+                (self.state / name).unlink()
         sync_directory(self.state)
 
     # -- shards ----------------------------------------------------------------------------------
@@ -247,13 +293,19 @@ class RunFolder:
         """
         shards: dict[ChunkId, Shard] = {}
         damaged: list[str] = []
-        for name in sorted(os.listdir(self.data)):
+        chunks: dict[str, ChunkId] = {}
+        for name in sorted(list_names(self.data)):
             chunk = parse_shard_name(name)
             if chunk is None:
                 self._refuse_stranger(name)
-                continue
+            else:
+                chunks[name] = chunk
+        for name, found in read_footers(self.data, list(chunks)):
+            chunk = chunks[name]
             try:
-                shard, plan_id = read_footer(self.data / name)
+                if isinstance(found, Exception):
+                    raise found
+                shard, plan_id = found
                 if read_pages:
                     read_all_pages(self.data / name)
             except FooterError:
@@ -278,7 +330,7 @@ class RunFolder:
     def is_complete(self, plan: Plan) -> bool:
         """Whether every chunk has a shard, by the listing and the footer of each segment's last one."""
         found: dict[int, list[int]] = {}
-        for chunk in filter(None, map(parse_shard_name, os.listdir(self.data))):
+        for chunk in filter(None, map(parse_shard_name, list_names(self.data))):
             found.setdefault(chunk.segment, []).append(chunk.chunk)
         for segment in plan.segments:
             numbers = found.get(segment.index, [])
@@ -343,17 +395,19 @@ class RunFolder:
 
     def replace(self, name: str, content: memoryview) -> None:
         """Put a shard in the place of the one that stands; `_SUCCESS` must have been taken back."""
+        self._require_alone()
         replace(self._temporary_of(name), self.data / name, content)
 
     def _temporary_of(self, name: str) -> Path:
         return self.temporary / f"{name}.{self.run_id}.inprogress"
 
     def _quarantine(self, names: list[str]) -> None:
+        self._require_alone()
         self.retract_success()
         quarantine = self.state / "quarantine"
         make_directory(quarantine)
         for name in names:
-            os.replace(self.data / name, quarantine / f"{name}.{self.run_id}")
+            move(self.data / name, quarantine / f"{name}.{self.run_id}")
         sync_directory(quarantine)
         sync_directory(self.data)
 
@@ -377,7 +431,7 @@ class RunFolder:
         self._clear_journals()
         if self.is_finished:
             return
-        names = set(os.listdir(self.data))
+        names = set(list_names(self.data))
         for shard in shards.values():
             if os.path.basename(shard.path) not in names:
                 raise StorageError(f"{shard.path}: vanished under way; run `batchinfer resume`")
@@ -417,11 +471,11 @@ class RunFolder:
         except FileNotFoundError:
             return None
 
-    def _budget_path(self, device_kind: str) -> Path:
+    def _budget_path(self, device_kind: str) -> Place:
         slug = re.sub(r"[^a-z0-9]+", "-", device_kind.lower()).strip("-")
         return self.state / f"budget-{slug}.json"
 
-    def _read_budget(self, path: Path) -> BatchBudget:
+    def _read_budget(self, path: Place) -> BatchBudget:
         with open_regular(path) as file:
             stored = file.read()
         try:
@@ -433,20 +487,22 @@ class RunFolder:
         return frozen
 
 
+#: How the caller names a run folder: a path, or the address of one in a store.
+Name = str | os.PathLike[str] | RemotePath
 #: Holders that a message names.
 _MOST_HOLDERS = 3
 #: The run folders that this process holds, by real path.
 _held: set[str] = set()
 
 
-def has_plan(path: str | os.PathLike[str]) -> bool:
+def has_plan(path: Name) -> bool:
     """Whether a folder is a run folder."""
-    return (Path(path) / "_batchinfer" / "plan.json").exists()
+    return (place_of_output(path) / "_batchinfer" / "plan.json").exists()
 
 
-def load_plan(path: str | os.PathLike[str]) -> Plan | None:
+def load_plan(path: Name) -> Plan | None:
     """The plan of a run folder, or None where there is none."""
-    plan_path = Path(path) / "_batchinfer" / "plan.json"
+    plan_path = place_of_output(path) / "_batchinfer" / "plan.json"
     try:
         with open_regular(plan_path) as file:
             content = file.read()
@@ -455,11 +511,12 @@ def load_plan(path: str | os.PathLike[str]) -> Plan | None:
     return Plan.from_json(content, str(plan_path))
 
 
-def require_plan(path: str | os.PathLike[str]) -> Plan:
+def require_plan(path: Name) -> Plan:
     """The plan of a run folder. Raises UsageError where the folder is none."""
     plan = load_plan(path)
     if plan is None:
-        if (Path(path) / "_batchinfer").is_dir():
+        place = place_of_output(path)
+        if isinstance(place, Path) and (place / "_batchinfer").is_dir():
             raise UsageError(
                 f"{path}: the run that was begun here ended before it had a plan; start it again with "
                 "`batchinfer run`"
@@ -470,20 +527,24 @@ def require_plan(path: str | os.PathLike[str]) -> Plan:
     return plan
 
 
-def list_shards(path: str | os.PathLike[str]) -> Iterator[Shard]:
+def list_shards(path: Name) -> Iterator[Shard]:
     """The committed shards, read without the lock; damaged ones are left out."""
-    data = Path(path) / "data"
-    for name in sorted(os.listdir(data) if data.is_dir() else ()):
-        if parse_shard_name(name):
-            with suppress(FooterError, FileNotFoundError):
-                yield read_footer(data / name)[0]
+    data = place_of_output(path) / "data"
+    with suppress(FileNotFoundError, NotADirectoryError):
+        names = sorted(filter(parse_shard_name, list_names(data)))
+        for _, found in read_footers(data, names):
+            if isinstance(found, tuple):
+                yield found[0]
+            elif not isinstance(found, FooterError | FileNotFoundError):
+                raise found
 
 
-def is_locked(path: str | os.PathLike[str]) -> bool:
+def is_locked(path: Name) -> bool:
     """Whether a live process holds the run folder; asks without taking the lock."""
-    if os.path.realpath(path) in _held:
+    place = place_of_output(path)
+    if _identity(place) in _held:
         return True
-    state = Path(path) / "_batchinfer"
+    state = _local_state(place)
     # Locks that are shared do not show when one asks for them; but whoever shares one has another.
     return any(map(_is_held, [state / "lock", *state.glob("tmp/part-*-of-*/lock")]))
 
@@ -502,7 +563,7 @@ def _is_held(lock: Path) -> bool:
     return False
 
 
-def refuse_live(path: str | os.PathLike[str], command: str) -> None:
+def refuse_live(path: Name, command: str) -> None:
     """Raise Interrupted where a live process holds the run folder that `command` is to read."""
     if is_locked(path):
         raise Interrupted(
@@ -511,28 +572,49 @@ def refuse_live(path: str | os.PathLike[str], command: str) -> None:
         )
 
 
-def describe_holder(path: str | os.PathLike[str]) -> str:
+def describe_holder(path: Name) -> str:
     """Who holds a run folder, as it said itself; of many, some."""
-    said = []
-    for place in _holders(path)[:_MOST_HOLDERS]:
-        try:
-            with open_regular(place) as file:
-                holder = json.loads(file.read())
-            said.append(f"pid {holder['pid']} on {holder['host']}"[:200])
-        except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
-            continue
-    return ", ".join(said) or "its holder did not say who it is"
+    said = filter(None, map(_read_holder, _holders(path)[:_MOST_HOLDERS]))
+    return ", ".join(f"pid {pid} on {host}" for pid, host in said) or (
+        "its holder did not say who it is"
+    )
 
 
-def _holders(path: str | os.PathLike[str]) -> list[Path]:
+def _read_holder(place: Place) -> tuple[str, str] | None:
+    """The process and the host that a holder says it is; None where it cannot be read."""
+    try:
+        with open_regular(place) as file:
+            holder = json.loads(file.read())
+        return str(holder["pid"])[:100], str(holder["host"])[:100]
+    except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        return None
+
+
+def _holders(path: Name) -> list[Path]:
     """Where holders of a run folder say who they are; those of parts that are alive."""
-    state = Path(path) / "_batchinfer"
+    place = place_of_output(path)
+    state = _local_state(place)
     places = [state / "holder.json"]
     parts = sorted(state.glob("tmp/part-*-of-*/holder.json"))
     # A lock that this process holds must not be opened: closing it again would drop it.
-    is_ours = os.path.realpath(path) in _held
+    is_ours = _identity(place) in _held
     places += [place for place in parts if is_ours or _is_held(place.with_name("lock"))]
     return [place for place in places if place.exists()]
+
+
+def _local_state(place: Place) -> Path:
+    """Where the lock of a run folder is, and what its processes keep for themselves: never in a store.
+
+    Of a folder in a store that is below the user's cache: locks, marks and journals are of one machine.
+    """
+    if isinstance(place, Path):
+        return place / "_batchinfer"
+    return cache_folder() / "remote" / hashlib.sha256(place.url.encode()).hexdigest()[:32]
+
+
+def _identity(place: Place) -> str:
+    """What tells two names of one run folder from those of two."""
+    return os.path.realpath(place) if isinstance(place, Path) else place.url
 
 
 def describe_segment(segment: Segment) -> str:
