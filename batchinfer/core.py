@@ -504,17 +504,22 @@ def pending_spans(segments: Iterable[Segment], shards: Mapping[ChunkId, Shard]) 
     Every gap starts where a committed chunk ends (or at the segment's start), so its position is known
     without reading what stands before it.
     """
-    committed: dict[int, list[Shard]] = {}
-    for chunk in sorted(shards):
-        committed.setdefault(chunk.segment, []).append(shards[chunk])
+    committed: dict[int, list[ChunkId]] = {}
+    for id in sorted(shards):
+        committed.setdefault(id.segment, []).append(id)
     for segment in segments:
-        first, start, ended = 0, Position(), False
-        for shard in committed.get(segment.index, ()):
-            if shard.id.chunk > first:
-                yield Span(segment, first, start, shard.id.chunk)
-            first, start, ended = shard.id.chunk + 1, shard.next, shard.ends_segment
-        if not ended:
-            yield Span(segment, first, start, None)
+        first, last = 0, None
+        for id in committed.get(segment.index, ()):
+            if id.chunk > first:
+                yield Span(segment, first, _end_of(last, shards), id.chunk)
+            first, last = id.chunk + 1, id
+        if last is None or not shards[last].ends_segment:
+            yield Span(segment, first, _end_of(last, shards), None)
+
+
+def _end_of(chunk: ChunkId | None, shards: Mapping[ChunkId, Shard]) -> Position:
+    """Where a chunk ends; None stands in front of a segment's first."""
+    return Position() if chunk is None else shards[chunk].next
 
 
 def retry_spans(

@@ -10,9 +10,10 @@ import multiprocessing
 import signal
 import threading
 import warnings
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import contextmanager
 from multiprocessing.process import BaseProcess
+from multiprocessing.synchronize import Event
 from types import FrameType
 from typing import Any, Self
 
@@ -23,9 +24,12 @@ from batchinfer.core import LoadedChunk, Span
 from batchinfer.errors import BatchInferError, Interrupted
 from batchinfer.lean import spare_pandas
 from batchinfer.loader import Loader, LoaderKilledError
+from batchinfer.stop import never
 
 #: Chunks kept ready hold about this much input in all (but one a worker is always kept ready).
 PREFETCH_BYTES = 512 << 20
+#: How often it is looked whether the workers should stop, in seconds.
+_LOOK_SECONDS = 0.2
 
 
 class SpanDataset(IterableDataset[LoadedChunk | BatchInferError]):
@@ -39,11 +43,12 @@ class SpanDataset(IterableDataset[LoadedChunk | BatchInferError]):
         self.loader = loader
         self.spans = spans
         self.taken = multiprocessing.get_context("spawn").Value("q", 0)
+        self.stopping = multiprocessing.get_context("spawn").Event()
 
     def __iter__(self) -> Iterator[LoadedChunk | BatchInferError]:
         try:
-            while (index := self._take()) < len(self.spans):
-                yield from self.loader.load(self.spans[index])
+            while not self.stopping.is_set() and (index := self._take()) < len(self.spans):
+                yield from self.loader.load(self.spans[index], self.stopping.is_set)
         except BatchInferError as error:
             yield error
 
@@ -55,16 +60,23 @@ class SpanDataset(IterableDataset[LoadedChunk | BatchInferError]):
 
 
 def stream_from_workers(
-    loader: Loader, spans: Sequence[Span], *, workers: int, pin_memory: bool, chunk_bytes: int
+    loader: Loader,
+    spans: Sequence[Span],
+    stopped: Callable[[], bool] = never,
+    *,
+    workers: int,
+    pin_memory: bool,
+    chunk_bytes: int,
 ) -> Generator[LoadedChunk]:
-    """Yield the chunks of all spans as the workers have them ready."""
+    """Yield the chunks of all spans as the workers have them ready, up to a stop."""
     if not spans:
         return
     workers = min(workers, len(spans))
     ready = PREFETCH_BYTES // (max(1, chunk_bytes) * workers)
+    dataset = SpanDataset(loader, spans)
     with _no_advice():
         items = DataLoader(
-            SpanDataset(loader, spans),
+            dataset,
             batch_size=None,
             num_workers=workers,
             prefetch_factor=min(4, max(1, ready)),
@@ -73,11 +85,31 @@ def stream_from_workers(
             worker_init_fn=_settle,
             in_order=False,
         )
-    with _WorkerWatch() as watch:
+    with _WorkerWatch() as watch, _passing_on(stopped, dataset.stopping):
         for item in watch.iterate(items):
             if isinstance(item, BatchInferError):
                 raise item
             yield item
+
+
+@contextmanager
+def _passing_on(stopped: Callable[[], bool], stopping: Event) -> Iterator[None]:
+    """Tell the workers of a stop: this thread waits for what they send, and cannot."""
+    over = threading.Event()
+
+    def watch() -> None:
+        while not over.wait(_LOOK_SECONDS):
+            if stopped():
+                stopping.set()
+                return
+
+    thread = threading.Thread(target=watch, daemon=True)
+    thread.start()
+    try:
+        yield
+    finally:
+        over.set()
+        thread.join()
 
 
 @contextmanager

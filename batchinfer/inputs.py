@@ -31,14 +31,14 @@ def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
         if changes:
             raise changes[0]
         segments.append(now)
-    committed: dict[int, list[Shard]] = {}
+    committed: dict[int, list[ChunkId]] = {}
     for chunk in sorted(shards):
-        committed.setdefault(chunk.segment, []).append(shards[chunk])
+        committed.setdefault(chunk.segment, []).append(chunk)
     for before, after in zip(plan.segments, segments, strict=True):
         if before != after and (made := committed.get(after.index)):
-            with closing(SegmentAgain(after, plan, last=made[-1].id.chunk)) as again:
-                for shard in made:
-                    again.chunk_of(shard)
+            with closing(SegmentAgain(after, plan, last=made[-1].chunk)) as again:
+                for chunk in made:
+                    again.chunk_of(shards[chunk])
     return dataclasses.replace(plan, segments=tuple(segments))
 
 

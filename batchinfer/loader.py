@@ -7,14 +7,14 @@ own.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass, field
 
 from batchinfer.attempts import Attempts
 from batchinfer.batching import make_batches
 from batchinfer.core import BatchBudget, Chunk, LoadedChunk, Span
 from batchinfer.errors import Interrupted
-from batchinfer.readers import ReadOptions, read_chunks
+from batchinfer.readers import OffsetIndex, ReadOptions, read_chunks
 from batchinfer.stages import Stopwatch
 from batchinfer.tasks.base import Task
 from batchinfer.tokenization import Encoder
@@ -34,11 +34,16 @@ class Loader:
     chunk_rows: int
     options: ReadOptions
     attempts: Attempts = field(default_factory=Attempts)
+    places: OffsetIndex = field(default_factory=OffsetIndex)
 
-    def load(self, span: Span) -> Iterator[LoadedChunk]:
-        """Yield the chunks of a span in order, ready for the device."""
+    def load(self, span: Span, stopped: Callable[[], bool]) -> Iterator[LoadedChunk]:
+        """Yield the chunks of a span in order, ready for the device.
+
+        There is none where `stopped` says so before the first one was found: that may take a while.
+        """
         watch = Stopwatch()
-        for chunk in watch.each("read", read_chunks(span, self.chunk_rows, self.options)):
+        chunks = read_chunks(span, self.chunk_rows, self.options, self.places, stopped)
+        for chunk in watch.each("read", chunks):
             if span.rows is None or chunk.id.chunk in span.rows:
                 rows = None if span.rows is None else span.rows[chunk.id.chunk]
                 with self.attempts.loading(chunk.id):
@@ -59,7 +64,9 @@ class Loader:
         light = dataclasses.replace(requests, fields={})
         return LoadedChunk(chunk, light, batches, rows, watch.seconds)
 
-    def stream(self, spans: Iterable[Span]) -> Generator[LoadedChunk]:
-        """Yield the chunks of all spans, in order, loaded in this process."""
+    def stream(self, spans: Iterable[Span], stopped: Callable[[], bool]) -> Generator[LoadedChunk]:
+        """Yield the chunks of all spans, in order, loaded in this process, up to a stop."""
         for span in spans:
-            yield from self.load(span)
+            if stopped():
+                return
+            yield from self.load(span, stopped)

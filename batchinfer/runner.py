@@ -27,6 +27,7 @@ from batchinfer.stop import StopSignal
 from batchinfer.storage import RemotePath, list_names, place_of_output
 from batchinfer.worker import Worker
 from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
+from batchinfer.writers.shard_table import ShardTable
 
 
 def run(
@@ -73,8 +74,9 @@ def run(
                     f"{config.output}` (or run --resume)"
                 )
             plan = plan.as_held(held)
-            shards = folder.shards(plan)
-            return _answer_all(_Work(folder, check_inputs(plan, shards), shards), worker)
+            work = _Work.of(folder, plan)
+            work.plan = check_inputs(plan, work.shards)
+            return _answer_all(work, worker)
 
 
 def resume(
@@ -120,7 +122,7 @@ def resume(
             plan = held.with_changes(output=str(output), **changes)
             if plan.config.deadline is not None:
                 stop.set_by(plan.config.deadline)
-            work = _Work(folder, plan, folder.shards(plan, read_pages=verify))
+            work = _Work.of(folder, plan, read_pages=verify)
             if retry_errors:
                 work.failed = folder.failed(work.shards)
             model_folder = None
@@ -164,11 +166,16 @@ def require_consent(plan: Plan, consents: Mapping[str, bool], command: str) -> N
 
 @dataclass
 class _Work:
-    """What a job has, and what it lacks: the chunks without a shard, and failed rows to try again."""
+    """What a job has, and what it lacks: the chunks without a shard, and failed rows to try again.
+
+    `share`: what of the job is this run's; None: all of it. Of a share, `shards` are those that say what is
+    left of it.
+    """
 
     folder: RunFolder
     plan: Plan
-    shards: dict[ChunkId, Shard]
+    share: Share | None
+    shards: ShardTable
     failed: dict[ChunkId, tuple[int, ...]] = field(default_factory=dict)
     retried_rows: int = 0
     cured_rows: int = 0
@@ -176,18 +183,18 @@ class _Work:
     #: goes by an estimate.
     is_exhausted: bool = False
 
-    @property
-    def share(self) -> Share | None:
-        """What of the job is this run's; None: all of it."""
-        if self.folder.part is None:
-            return None
-        plan = self.plan
-        return Share.of(self.folder.part, plan.segments, plan.num_rows_estimate, plan.chunk_rows)
+    @classmethod
+    def of(cls, folder: RunFolder, plan: Plan, *, read_pages: bool = False) -> _Work:
+        """What the folder's shards say; raises what `RunFolder.shards` raises."""
+        share = None
+        if folder.part is not None:
+            share = Share.of(folder.part, plan.segments, plan.num_rows_estimate, plan.chunk_rows)
+        return cls(folder, plan, share, folder.shards(plan, share, read_pages=read_pages))
 
     @property
-    def own_shards(self) -> list[Shard]:
+    def own_shards(self) -> Iterator[Shard]:
         share = self.share
-        return [shard for id, shard in self.shards.items() if share is None or id in share]
+        return (shard for id, shard in self.shards.items() if share is None or id in share)
 
     @property
     def left(self) -> list[Span]:
@@ -216,7 +223,7 @@ class _Work:
     @property
     def is_complete_by_now(self) -> bool:
         """The same, with the shards that others made since this run has looked."""
-        self.shards.update(self.folder.shards(self.plan))
+        self.shards = self.folder.shards(self.plan, self.share)
         return self.is_complete
 
     def process(self, worker: Worker, spans: list[Span], *, isolated: bool) -> None:
@@ -228,15 +235,15 @@ class _Work:
             if rows := self.failed.pop(shard.id, None):
                 self.retried_rows += len(rows)
                 self.cured_rows += self.shards[shard.id].num_errors - shard.num_errors
-            self.shards[shard.id] = shard
+            self.shards.add(shard)
 
 
 def _answer_all(work: _Work, worker: Worker) -> RunReport:
     """Answer what is left, and vouch for the whole."""
-    folder, plan, shards = work.folder, work.plan, work.shards
+    folder, plan = work.folder, work.plan
     begun = bool(work.left)
     if begun:
-        worker.has_answered = any(shard.num_errors < shard.num_rows for shard in shards.values())
+        worker.has_answered = any(s.num_errors < s.num_rows for s in work.shards.values())
         if folder.part is None:
             folder.retract_success()
         elif folder.is_finished and not work.is_complete_by_now:
@@ -257,7 +264,9 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
                 work.is_exhausted = not worker.has_suspects and not worker.stop.is_set
     finished = work.is_complete
     if finished:
-        folder.finish(shards)
+        # Of parts, whoever is last looks at everybody's.
+        is_last = folder.part is not None and not folder.is_finished
+        folder.finish(folder.shards(plan) if is_last else work.shards)
     report = summarize(
         plan,
         work.own_shards,
@@ -270,7 +279,7 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
     if begun:
         folder.write_report(report.to_dict())
     if work.left:
-        retry = "" if folder.pending(plan, shards) else " --retry-errors"
+        retry = "" if folder.pending(plan, work.shards) else " --retry-errors"
         if folder.part is not None:
             retry = f" --shard {folder.part}"
         raise Interrupted(

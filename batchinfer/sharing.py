@@ -127,6 +127,25 @@ class Share:
         begin, end = self.begin.get(chunk.segment), self.end.get(chunk.segment)
         return begin is not None and begin <= chunk.chunk and (end is None or chunk.chunk < end)
 
+    def needed(self, chunks: Iterable[ChunkId]) -> Iterator[ChunkId]:
+        """Of committed chunks, in order, those whose shards say what of the share is left.
+
+        That is, its own, and in each segment the last one in front of them: there the gap begins that
+        reaches into the share, unless the segment ends there.
+        """
+        front: ChunkId | None = None
+        for chunk in chunks:
+            is_own = chunk in self
+            if front is not None and (is_own or chunk.segment != front.segment):
+                yield front
+                front = None
+            if is_own:
+                yield chunk
+            elif chunk.chunk < self.begin.get(chunk.segment, 0):
+                front = chunk
+        if front is not None:
+            yield front
+
     def of_spans(self, spans: Iterable[Span]) -> Iterator[Span]:
         """What of these spans is in it."""
         for span in spans:

@@ -138,7 +138,7 @@ class Worker:
         is_suspicious = isolated
         try:
             with watch.measure("wait_start"):  # a tokenizer is made
-                ahead = self._load_ahead(executor, spans, attempts)
+                ahead = self._load_ahead(folder, executor, spans, attempts)
             with (
                 closing(ahead),
                 closing(
@@ -204,7 +204,7 @@ class Worker:
         self.progress.begin(rows_done=rows_done, rows_expected=expected)
 
     def _load_ahead(
-        self, executor: Executor, spans: Sequence[Span], attempts: Attempts
+        self, folder: RunFolder, executor: Executor, spans: Sequence[Span], attempts: Attempts
     ) -> Generator[LoadedChunk]:
         """Read, tokenize and batch: in this process, or in others that run ahead of the device."""
         plan, encoder = self.plan, executor.encoder
@@ -215,16 +215,27 @@ class Worker:
             workers = self._num_workers(spans)
         self.workers = workers
         loader = Loader(
-            self.task, encoder, self.budget, plan.chunk_rows, plan.read_options, attempts
+            self.task,
+            encoder,
+            self.budget,
+            plan.chunk_rows,
+            plan.read_options,
+            attempts,
+            folder.index_of(plan),
         )
+
+        def stopped() -> bool:
+            return self.stop.is_set
+
         log.debug(f"{workers or 'no'} processes read and tokenize ahead")
         if workers == 0:
-            return loader.stream(spans)
+            return loader.stream(spans, stopped)
         from batchinfer.dataloader import stream_from_workers
 
         return stream_from_workers(
             loader,
             spans,
+            stopped,
             workers=workers,
             pin_memory=executor.pins_memory,
             chunk_bytes=int(plan.row_bytes * plan.chunk_rows),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import gzip
 import json
 import random
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -13,12 +14,16 @@ import pyarrow.csv as pa_csv
 import pyarrow.json as pa_json
 import pyarrow.parquet as pq
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from batchinfer.core import ChunkId, InputFile, Position, Segment, Span
-from batchinfer.errors import UsageError
+from batchinfer.config import RunConfig
+from batchinfer.core import ChunkId, InputFile, Position, Segment, Shard, Span, pending_spans
+from batchinfer.errors import StorageError, UsageError
+from batchinfer.readers import chunking, listing, offsets
+from batchinfer.runner import run as run_here
 from batchinfer.sharing import Part, Share, part_of
+from batchinfer.writers import footer, run_folder
 from tests.conftest import Cli, shard_bytes
 from tests.test_poison import JOB, write_rows
 from tests.test_processes import start, wait_for_shards
@@ -58,6 +63,37 @@ def test_each_chunk_is_of_one_part(
                 if span.begin <= number and (span.stop is None or number < span.stop)
             ]  # fmt: skip
             assert len(covered) == 1
+
+
+@settings(deadline=None)
+@given(
+    sizes=st.lists(st.integers(1, 3000), min_size=1, max_size=4),
+    committed=st.sets(st.tuples(st.integers(0, 3), st.integers(0, 12))),
+    count=st.integers(1, 5),
+    ends=st.booleans(),
+)
+def test_the_shards_that_a_part_needs_say_what_is_left_of_it(
+    sizes: list[int], committed: set[tuple[int, int]], count: int, ends: bool
+) -> None:
+    """As all of them would; and they are its own, and one in front of them in a segment."""
+    segments = segments_of(sizes)
+    found = sorted(ChunkId(*one) for one in committed if one[0] < len(segments))
+    shards = {chunk: shard_of(chunk, ends and chunk == found[-1]) for chunk in found}
+    for index in range(count):
+        share = Share.of(Part(index, count), segments, sum(sizes), 100)
+        needed = {chunk: shards[chunk] for chunk in share.needed(found)}
+        left = [list(share.of_spans(pending_spans(segments, some))) for some in (shards, needed)]
+        wanted = [(span.begin, span.stop) for span in left[0]]
+        assert [(span.begin, span.stop) for span in left[1]] == wanted
+        others = [chunk for chunk in needed if chunk not in share]
+        assert len(others) == len({chunk.segment for chunk in others})
+        assert set(needed) >= {chunk for chunk in found if chunk in share}
+
+
+def shard_of(chunk: ChunkId, ends: bool) -> Shard:
+    return Shard(
+        chunk, "", 100, 0, 0, 0, {}, 1, Position(), Position(row=chunk.chunk), ends, ""
+    )  # fmt: skip
 
 
 def test_parts_are_alike_in_size() -> None:
@@ -200,11 +236,11 @@ def test_what_needs_the_folder_alone_is_refused(cli: Cli, tmp_path: Path) -> Non
     assert other.returncode == 73, other.stderr
     assert cli("resume", "out", "--shard", "1/2").returncode == 0
     assert (tmp_path / "out" / "data" / "_SUCCESS").exists()
-    next((tmp_path / "out" / "data").glob("part-*")).unlink()
+    min((tmp_path / "out" / "data").glob("part-*")).unlink()
     incomplete = cli(*job)
     assert incomplete.returncode == 74 and "without --shard" in incomplete.stderr
     assert cli("resume", "out").returncode == 0
-    damaged = next((tmp_path / "out" / "data").glob("part-*"))
+    damaged = min((tmp_path / "out" / "data").glob("part-*"))
     damaged.write_bytes(damaged.read_bytes()[:-40])
     refused = cli(*job)
     assert refused.returncode == 74 and "without --shard" in refused.stderr
@@ -229,6 +265,105 @@ def test_parts_that_lie_behind_the_end_have_nothing_to_do(
     assert cli(*job, "--output", "one").returncode == 0
     assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "parts")
     assert (tmp_path / "parts" / "data" / "_SUCCESS").exists()
+
+
+def test_a_part_reads_the_footers_of_its_own_shards_and_of_one_in_front(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Only whoever is last, and vouches for the whole, looks at everybody's."""
+    read: list[str] = []
+    real = footer.read_footer
+
+    def reading(path: Path) -> tuple[Shard, str]:
+        read.append(path.name)
+        return real(path)
+
+    for module in (footer, run_folder):
+        monkeypatch.setattr(module, "read_footer", reading)
+    source = write_rows(tmp_path / "in.jsonl", {}, num_rows=300)
+    output = str(tmp_path / "out")
+    config = RunConfig(
+        inputs=(str(source),), output=output, engine="fake", workers=0, chunk_rows=10
+    )
+    run_here(config.model_copy(update={"shard": "0/4"}))
+    run_here(config.model_copy(update={"shard": "1/4"}))
+    second = sorted(path.name for path in (tmp_path / "out" / "data").iterdir())[7:]
+    assert second
+    read.clear()
+    run_here(config.model_copy(update={"shard": "1/4"}))
+    assert {*second} <= {*read} and len({*read}) <= len(second) + 2
+    read.clear()
+    run_here(config.model_copy(update={"shard": "3/4"}))
+    assert len({*read}) <= 2
+    read.clear()
+    run_here(config.model_copy(update={"shard": "2/4"}))
+    assert len({*read}) == 30
+
+
+def test_parts_count_a_file_together_and_write_the_shards_of_one_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In any order, with an index that is deleted, or wrong, in between."""
+    monkeypatch.setattr(offsets, "BLOCK_BYTES", 500)
+    monkeypatch.setattr(listing, "MAX_SMALL_FILE_BYTES", 0)
+    paths = [str(path) for path in write_all(tmp_path)]
+    base = {"inputs": paths, "engine": "fake", "workers": 0, "chunk_rows": 10, "keep": ("none",)}
+    run_here(RunConfig(**base, output=str(tmp_path / "one")))
+    parts = tmp_path / "parts"
+    index = parts / "_batchinfer" / "index"
+    for part in (3, 1, 4, 0, 2):
+        run_here(RunConfig(**base, output=str(parts), shard=f"{part}/5"))
+        if part == 3:
+            assert any(index.iterdir())
+            shutil.rmtree(index)
+        elif part == 1:
+            for path in index.iterdir():
+                path.write_bytes(path.read_bytes()[:-9])
+    assert shard_bytes(tmp_path / "one") == shard_bytes(parts)
+
+
+def test_shards_that_do_not_join_are_not_vouched_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As a place that is wrong would leave them, whoever said it."""
+    source = write_rows(tmp_path / "in.jsonl", {}, num_rows=60)
+    base = {"inputs": [str(source)], "engine": "fake", "workers": 0, "chunk_rows": 10}
+    output = tmp_path / "out"
+
+    def wrong(file: InputFile, start: Position, row: int, *more: object) -> Position:
+        first = Path(file.path).read_bytes().split(b"\n")[0]
+        return Position(0, len(first) + 1, 1, row)
+
+    monkeypatch.setattr(chunking, "seek", wrong)
+    run_here(RunConfig(**base, output=str(output), shard="1/2"))
+    with pytest.raises(StorageError, match="does not begin where"):
+        run_here(RunConfig(**base, output=str(output), shard="0/2"))
+    assert not (output / "data" / "_SUCCESS").exists()
+
+
+@pytest.mark.parametrize("flags", [["--workers", "0"], ["--workers", "1"], ["--devices", "cpu:2"]])
+def test_a_stop_is_heard_while_a_part_passes_over_a_file(flags: list[str], tmp_path: Path) -> None:
+    """Rows at the beginning, in the middle and at the end of 400 GB of nothing."""
+    source, output = tmp_path / "in.jsonl", tmp_path / "out"
+    rows = b"".join(b'{"text": "row %d"}\n' % number for number in range(100_000))
+    size = 400 << 30
+    with source.open("wb") as file:
+        for offset in (0, size // 2, size - len(rows)):
+            file.seek(offset)
+            file.write(b"\n" + rows)
+    job = ("run", str(source), "--engine", "fake", "--no-progress", "--output", str(output))
+    process = start(*job, "--shard", "1/2", *flags)
+    index = output / "_batchinfer" / "index"
+    until = time.monotonic() + 90
+    while not index.exists() and time.monotonic() < until:
+        assert process.poll() is None, process.communicate()
+        time.sleep(0.05)
+    told = time.monotonic()
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == 75, said
+    assert time.monotonic() - told < 15
+    assert "batchinfer resume" in said and not list((output / "data").iterdir())
 
 
 def test_what_is_passed_over_is_what_would_have_been_read(cli: Cli, tmp_path: Path) -> None:

@@ -30,7 +30,7 @@ def committed_shards(output: Place, plan: Plan) -> dict[ChunkId, Shard]:
         names = sorted(filter(parse_shard_name, list_names(data)))
     except (FileNotFoundError, NotADirectoryError):
         return {}
-    for name, found in read_footers(data, names):
+    for name, found in zip(names, read_footers(data, names), strict=True):
         path = data / name
         if isinstance(found, FooterError):
             advice = f"`batchinfer resume {output} --verify` makes it again"

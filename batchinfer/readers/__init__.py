@@ -10,9 +10,11 @@ from batchinfer.readers.base import Reader, ReadOptions, Rows
 from batchinfer.readers.chunking import open_reader, read_chunks
 from batchinfer.readers.inspection import InputSummary, inspect_inputs
 from batchinfer.readers.listing import group_segments, list_inputs
+from batchinfer.readers.offsets import OffsetIndex
 
 __all__ = [
     "InputSummary",
+    "OffsetIndex",
     "ReadOptions",
     "Reader",
     "Rows",

@@ -15,7 +15,10 @@ from batchinfer.errors import JobMismatchError, StorageError
 from batchinfer.readers.base import START, Reader, ReadOptions, Rows, combined, shown, text_errors
 from batchinfer.readers.delimited import CsvReader
 from batchinfer.readers.jsonl import JsonlReader
+from batchinfer.readers.offsets import OffsetIndex
 from batchinfer.readers.parquet import ParquetReader
+from batchinfer.readers.seeking import index_of, note, seek
+from batchinfer.stop import never
 from batchinfer.storage import status_of
 
 READERS: Mapping[str, Callable[[InputFile, ReadOptions, Position], Reader]] = {
@@ -25,27 +28,35 @@ READERS: Mapping[str, Callable[[InputFile, ReadOptions, Position], Reader]] = {
     "parquet": ParquetReader,
 }
 
+NO_INDEX = OffsetIndex()
+
 
 def open_reader(file: InputFile, options: ReadOptions, start: Position = START) -> Reader:
     """A reader of one file, from a position in it."""
     return READERS[file.format](file, options, start)
 
 
-def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Generator[Chunk, None, None]:
+def read_chunks(
+    span: Span,
+    chunk_rows: int,
+    options: ReadOptions,
+    places: OffsetIndex = NO_INDEX,
+    stopped: Callable[[], bool] = never,
+) -> Generator[Chunk, None, None]:
     """Yield the chunks of a span, each of `chunk_rows` rows; the segment's last may have fewer.
 
-    An empty segment has one chunk without rows. Raises JobMismatchError where a file is not the one
-    that was planned, and StorageError where it cannot be read on.
+    An empty segment has one chunk without rows. `places`: where is kept how far it is to chunks that are
+    passed over; `stopped`: whether to give up looking for the first one. Raises JobMismatchError where a
+    file is not the one that was planned, and StorageError where it cannot be read on.
     """
-    cursor = _SegmentCursor(span.segment, options, span.start, span.first * chunk_rows)
+    cursor = None
     try:
+        cursor = _cursor_at(span, chunk_rows, options, places, stopped)
+        if cursor is None:
+            return
         index, start, ended = span.begin, span.start, False
-        for _ in range(span.passed):  # one at a time: readers may hold what they pass over
-            with _as_it_is(cursor):
-                ended = cursor.skip(chunk_rows)
-            start = cursor.position
-            if ended:
-                break
+        if span.passed:
+            start, ended = cursor.position, cursor.at_end()
         while not ended and (span.stop is None or index < span.stop):
             with _as_it_is(cursor):
                 parts = cursor.take(chunk_rows)
@@ -54,7 +65,48 @@ def read_chunks(span: Span, chunk_rows: int, options: ReadOptions) -> Generator[
             yield _chunk(chunk_id, parts, options, start, cursor.position, ended)
             index, start = index + 1, cursor.position
     finally:
+        if cursor is not None:
+            cursor.close()
+
+
+def _cursor_at(
+    span: Span,
+    chunk_rows: int,
+    options: ReadOptions,
+    places: OffsetIndex,
+    stopped: Callable[[], bool],
+) -> _SegmentCursor | None:
+    """A cursor at a span's first chunk that is to be answered; None: there was a stop."""
+    segment, start, row = span.segment, span.start, span.first * chunk_rows
+    if not span.passed:
+        return _SegmentCursor(segment, options, start, row)
+    target = span.begin * chunk_rows
+    if known := index_of(segment, options, places):
+        file = segment.files[0]
+        _check_unchanged(file)
+        found = seek(file, start, target, options, known, lambda: _check_unchanged(file), stopped)
+        if found is None:
+            return None
+        start, row = found, found.row
+    cursor = _SegmentCursor(segment, options, start, row)
+    ended = False
+    try:
+        while not ended:  # some at a time: readers may hold what they pass over
+            if stopped():
+                cursor.close()
+                return None
+            step = min(chunk_rows, target - row)
+            with _as_it_is(cursor):
+                ended = cursor.skip(step)
+            row += step
+            if row == target:
+                break
+            if known and not ended:
+                note(known, segment.files[0], cursor.position)
+        return cursor
+    except BaseException:
         cursor.close()
+        raise
 
 
 @contextmanager

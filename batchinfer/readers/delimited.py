@@ -12,6 +12,7 @@ import hashlib
 import sys
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -23,7 +24,7 @@ from batchinfer.errors import UsageError
 from batchinfer.readers.base import ReadOptions, Rows, combined, shown
 from batchinfer.readers.columns import nulls
 from batchinfer.readers.conversion import text_array
-from batchinfer.readers.text import LineCursor, TextReader, TextStream
+from batchinfer.readers.text import HEAD_BYTES, LineCursor, TextReader, TextStream
 
 #: Lines parsed at once, so that Python strings live for some of a large chunk only.
 _BATCH_LINES = 4096
@@ -74,9 +75,7 @@ class CsvReader(TextReader):
                 digest.update(self._cursor.advance(len(block)))
                 continue
             records, num_lines = self._parse(block)
-            # What stands behind an error is parsed anew, so errors that are close cost many lines.
-            whole = num_lines >= len(block)
-            self._batch_lines = min(_BATCH_LINES, self._batch_lines * 4) if whole else 4
+            self._resize(num_lines >= len(block))
             digest.update(self._cursor.advance(num_lines))
             if not records.values:
                 continue
@@ -87,6 +86,30 @@ class CsvReader(TextReader):
         self._row += done
         table = combined(pa.Table.from_batches(batches, self._output))
         return Rows(table, digest.digest(), first_row, errors, np.array(lines, np.int64))
+
+    def skip(self, num_rows: int) -> int:
+        done = 0
+        while done < num_rows:
+            block = self._cursor.peek(min(num_rows - done, self._batch_lines))
+            if not block:
+                break
+            num_lines = len(block)
+            if self._cursor.too_long:
+                done += 1
+            elif b'"' in b"".join(block):
+                run = _Run(self._cursor, block, self._delimiter, self.options.max_line_bytes)
+                done += len(run.parse().values)
+                num_lines = run.num_lines
+            else:  # each that is not blank is a record, be it an error
+                done += num_lines - list(map(bytes.strip, block, repeat(b"\r"))).count(b"")
+            self._resize(num_lines >= len(block))
+            self._cursor.advance(num_lines)
+        self._row += done
+        return done
+
+    def _resize(self, whole: bool) -> None:
+        """What stands behind an error is parsed anew, so errors that are close cost many lines."""
+        self._batch_lines = min(_BATCH_LINES, self._batch_lines * 4) if whole else 4
 
     def _parse(self, block: list[bytes]) -> tuple[_Records, int]:
         """The records that start in these lines, up to the first error; and their lines."""
@@ -279,7 +302,7 @@ def read_header(file: InputFile, options: ReadOptions) -> Header:
 
     Raises UsageError where the header cannot be decoded or parsed.
     """
-    stream = TextStream(file, options)
+    stream = TextStream(file, options, block_bytes=HEAD_BYTES)
     try:
         cursor = LineCursor(stream, Position())
         block = cursor.peek(_BATCH_LINES)

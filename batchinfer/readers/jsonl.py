@@ -6,6 +6,7 @@ import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import repeat
 from operator import itemgetter
 from typing import Any
 
@@ -17,7 +18,7 @@ from batchinfer.core import BOOKKEEPING, RESCUED, InputFile, Int64Array, Positio
 from batchinfer.readers.base import ReadOptions, Rows, combined, json_kind
 from batchinfer.readers.columns import nulls
 from batchinfer.readers.conversion import checker, exact_record, json_array
-from batchinfer.readers.text import TextReader
+from batchinfer.readers.text import BLANK, TextReader
 
 #: The standard library's parser, by which others will read `_rescued_data`, goes about as deep.
 MAX_RESCUED_DEPTH = 901
@@ -69,7 +70,8 @@ class JsonlReader(TextReader):
             if self._cursor.too_long:
                 done += 1
             else:  # each that is not blank is a row, be it an error
-                done += len(block) - sum(map(self.is_blank, block))
+                stripped = map(bytes.strip, block, repeat(BLANK))
+                done += len(block) - list(stripped).count(b"")
             self._cursor.advance(len(block))
         self._row += done
         return done

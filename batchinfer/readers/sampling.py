@@ -15,7 +15,7 @@ from batchinfer.readers.base import ReadOptions, shown
 from batchinfer.readers.columns import infer, merge, plain
 from batchinfer.readers.delimited import CsvReader, read_header
 from batchinfer.readers.parquet import UNREADABLE, failure, num_rows_of, open_parquet
-from batchinfer.readers.text import TextStream, is_utf8
+from batchinfer.readers.text import HEAD_BYTES, TextStream, is_utf8
 from batchinfer.storage import open_file
 
 #: Rows of one place that are looked at; bytes read from the end of a file.
@@ -63,9 +63,8 @@ def sample_jsonl(file: InputFile, options: ReadOptions, with_rows: bool) -> File
 
 def sample_csv(file: InputFile, options: ReadOptions, with_rows: bool) -> FileSample:
     """Columns from the header; the size of a row from the first rows and from lines further on."""
-    head = _Head(file, options)
-    lines = _filled(head.data)
-    _refuse_undecodable(file, lines)
+    head = _Head(file, options, measured=with_rows)
+    _refuse_undecodable(file, _first_filled(head.data))
     if b"\n" not in head.data and b"\r" in head.data.rstrip(b"\r"):
         raise UsageError(
             f"{shown(file.path)}: its lines end with a carriage return alone, as on old Macs;"
@@ -124,11 +123,15 @@ def sample_parquet(file: InputFile, options: ReadOptions, with_rows: bool) -> Fi
 
 
 class _Head:
-    """The first lines of a text file: about a MiB, at least one line that is not too long."""
+    """The first lines of a text file: about a MiB, at least one line that is not too long.
 
-    def __init__(self, file: InputFile, options: ReadOptions) -> None:
+    `whole`: whether they are all, and `total_bytes` of the decompressed file. Where that is not to be
+    `measured`, fewer lines do.
+    """
+
+    def __init__(self, file: InputFile, options: ReadOptions, *, measured: bool = True) -> None:
         _refuse_disguised(file)
-        stream = TextStream(file, options)
+        stream = TextStream(file, options, block_bytes=None if measured else HEAD_BYTES)
         try:
             block = stream.next_block()
             while block is not None and block.too_long:
@@ -136,7 +139,9 @@ class _Head:
             self.data = block.data if block else b""
             self.size = block.end if block else 0
             on_disk = stream.bytes_on_disk
-            self.whole = block is None or (block.offset < 4 and stream.next_block() is None)
+            self.whole = measured and (
+                block is None or (block.offset < 4 and stream.next_block() is None)
+            )
         finally:
             stream.close()
         plain_text = not file.compression and is_utf8(options.encoding)
@@ -156,6 +161,18 @@ def _lines_after(file: InputFile, options: ReadOptions, offset: int) -> bytes:
         return data
     finally:
         stream.close()
+
+
+def _first_filled(data: bytes) -> list[bytes]:
+    """The first of `_filled`, without a look at the others."""
+    begin = 0
+    while begin < len(data):
+        end = data.find(b"\n", begin)
+        line = data[begin : len(data) if end < 0 else end]
+        if line.strip():
+            return [line]
+        begin += len(line) + 1
+    return []
 
 
 def _filled(data: bytes) -> list[bytes]:

@@ -14,8 +14,12 @@ from batchinfer.readers.base import START, Reader, ReadOptions, shown
 from batchinfer.readers.compression import DAMAGED, ByteStream, open_bytes
 
 _BLOCK_BYTES = 1 << 20
+#: Enough where only the first lines are asked for, of a thousand files.
+HEAD_BYTES = 64 << 10
 _LINES_AHEAD = 1024
-_BOM = b"\xef\xbb\xbf"
+BOM = b"\xef\xbb\xbf"
+#: A line of nothing else is no row.
+BLANK = b" \t\r"
 
 
 def _as_invalid_utf8(error: UnicodeError) -> tuple[str | bytes, int]:
@@ -60,11 +64,17 @@ class TextStream:
     Raises StorageError, with the line that was reached, where the file cannot be read to its end.
     """
 
-    def __init__(self, file: InputFile, options: ReadOptions, start: Position = START) -> None:
+    def __init__(
+        self,
+        file: InputFile,
+        options: ReadOptions,
+        start: Position = START,
+        block_bytes: int | None = None,
+    ) -> None:
         self._file = file
         self._limit = options.max_line_bytes
         # A byte becomes at most four, so that only a block's first line can be over the limit.
-        self._read_bytes = max(1, min(_BLOCK_BYTES, self._limit // 4))
+        self._read_bytes = max(1, min(block_bytes or _BLOCK_BYTES, self._limit // 4))
         self._offset, self._line = start.offset, start.line
         self._decoder = None
         if not is_utf8(options.encoding):
@@ -139,11 +149,11 @@ class TextStream:
             return
         if not offset:
             data = self._read()
-            while len(data) < len(_BOM) and _BOM.startswith(data) and (more := self._read()):
+            while len(data) < len(BOM) and BOM.startswith(data) and (more := self._read()):
                 data += more
-            if data.startswith(_BOM):
-                data = data[len(_BOM) :]
-                self._offset = len(_BOM)
+            if data.startswith(BOM):
+                data = data[len(BOM) :]
+                self._offset = len(BOM)
             self._ahead = data
         while offset:
             data = self._read()
@@ -309,7 +319,7 @@ class TextReader(Reader):
 
     def is_blank(self, line: bytes) -> bool:
         """Whether a line is no row."""
-        return not line.strip(b" \t\r")
+        return not line.strip(BLANK)
 
     def too_long_error(self, line: int) -> str:
         limit = self.options.max_line_bytes

@@ -182,18 +182,24 @@ def summarize(
     part: str = "",
 ) -> RunReport:
     """Count a folder's shards."""
-    shards = list(shards)
-    num_rows = sum(shard.num_rows for shard in shards)
+    counts: Counter[str] = Counter()
+    rescued: Counter[str] = Counter()
+    for shard in shards:
+        rescued.update(shard.rescued)
+        counts["num_shards"] += 1
+        for name in ("num_rows", "num_errors", "num_truncated", "num_tokens", "num_bytes"):
+            counts[name] += getattr(shard, name)
+    num_rows = counts["num_rows"]
     return RunReport(
         output=plan.config.output,
         finished=finished,
         num_rows=num_rows,
-        num_errors=sum(shard.num_errors for shard in shards),
-        num_truncated=sum(shard.num_truncated for shard in shards),
-        rescued=dict(sum((Counter(shard.rescued) for shard in shards), Counter())),
-        num_tokens=sum(shard.num_tokens for shard in shards),
-        num_shards=len(shards),
-        num_bytes=sum(shard.num_bytes for shard in shards),
+        num_errors=counts["num_errors"],
+        num_truncated=counts["num_truncated"],
+        rescued=dict(+rescued),
+        num_tokens=counts["num_tokens"],
+        num_shards=counts["num_shards"],
+        num_bytes=counts["num_bytes"],
         new_rows=effort.new_rows,
         new_tokens=effort.new_tokens,
         retried_rows=retried_rows,

@@ -157,9 +157,7 @@ def read_footer(path: Place) -> tuple[Shard, str]:
     return shard, plan_id
 
 
-def read_footers(
-    folder: Place, names: Sequence[str]
-) -> Iterator[tuple[str, tuple[Shard, str] | Exception]]:
+def read_footers(folder: Place, names: Sequence[str]) -> Iterator[tuple[Shard, str] | Exception]:
     """What `read_footer` returns, or raises, for each of these files, in their order.
 
     A store is asked for several at a time: each answer takes its time, and it has many.
@@ -172,13 +170,11 @@ def read_footers(
             return error
 
     if isinstance(folder, Path):
-        for name in names:
-            yield name, read(name)
+        yield from map(read, names)
         return
     with ThreadPoolExecutor(_AT_ONCE, thread_name_prefix="footers") as threads:
         for first in range(0, len(names), 64 * _AT_ONCE):
-            some = names[first : first + 64 * _AT_ONCE]
-            yield from zip(some, threads.map(read, some), strict=True)
+            yield from threads.map(read, names[first : first + 64 * _AT_ONCE])
 
 
 _WHOLE_NUMBERS = (

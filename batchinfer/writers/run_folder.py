@@ -2,7 +2,7 @@
 
     OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
     OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
-                      report.json; of a run that answers a part, the last two with its name
+                      report.json; of a run that answers a part, the last two with its name; index/
 
 The state of a job is the listing of data/ and the footers of its shards. Everything else may be
 deleted, but for plan.json.
@@ -22,6 +22,7 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import suppress
+from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -44,7 +45,8 @@ from batchinfer.core import (
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.machine import cache_folder
 from batchinfer.plan import Plan
-from batchinfer.sharing import Part
+from batchinfer.readers import OffsetIndex
+from batchinfer.sharing import Part, Share
 from batchinfer.storage import Place, RemotePath, list_names, place_of_output
 from batchinfer.writers.durable import (
     make_directory,
@@ -57,6 +59,7 @@ from batchinfer.writers.durable import (
 from batchinfer.writers.footer import FooterError, read_columns, read_footer, read_footers
 from batchinfer.writers.footer import read_pages as read_all_pages
 from batchinfer.writers.journal import is_journal
+from batchinfer.writers.shard_table import ShardTable
 
 log = logging.getLogger("batchinfer")
 
@@ -128,8 +131,8 @@ class RunFolder:
 
     def _refuse_links(self) -> None:
         """Nothing is written but below the folder that was named: a folder may be a stranger's."""
-        tmp, lock = self.local / "tmp", self.local / "lock"
-        for path in (self.state, self.data, self.state / "quarantine", tmp, self.temporary, lock):
+        own = [self.local / name for name in ("tmp", "lock", "index")]
+        for path in (self.state, self.data, self.state / "quarantine", *own, self.temporary):
             if isinstance(path, Path) and path.is_symlink():
                 raise JobMismatchError(
                     f"{path}: a link, which may lead out of the run folder; put what it points to in "
@@ -282,26 +285,36 @@ class RunFolder:
                 (self.state / name).unlink()
         sync_directory(self.state)
 
+    def index_of(self, plan: Plan) -> OffsetIndex:
+        """Where it is kept which rows stand where in the inputs of a job."""
+        return OffsetIndex(self.local / "index", plan.id)
+
     # -- shards ----------------------------------------------------------------------------------
 
-    def shards(self, plan: Plan, *, read_pages: bool = False) -> dict[ChunkId, Shard]:
+    def shards(
+        self, plan: Plan, share: Share | None = None, *, read_pages: bool = False
+    ) -> ShardTable:
         """Return the committed shards by chunk, reading every footer and, if asked, every page.
+
+        Of a part's share, only those that it takes to know what is left of it.
 
         A shard that cannot be read moves to quarantine/ and counts as missing; a part may not do that, and
         raises StorageError. Raises JobMismatchError for a shard of another job or a file that is no shard:
         never guess.
         """
-        shards: dict[ChunkId, Shard] = {}
+        shards = ShardTable(self.data)
         damaged: list[str] = []
-        chunks: dict[str, ChunkId] = {}
-        for name in sorted(list_names(self.data)):
-            chunk = parse_shard_name(name)
-            if chunk is None:
+        there: list[ChunkId] = []
+        for name in list_names(self.data):
+            if (chunk := parse_shard_name(name)) is None:
                 self._refuse_stranger(name)
             else:
-                chunks[name] = chunk
-        for name, found in read_footers(self.data, list(chunks)):
-            chunk = chunks[name]
+                there.append(chunk)
+        there.sort()
+        needed = list(there if share is None else share.needed(there))
+        names = list(map(shard_name, needed))
+        footers = read_footers(self.data, names)
+        for chunk, name, found in zip(needed, names, footers, strict=True):
             try:
                 if isinstance(found, Exception):
                     raise found
@@ -317,7 +330,7 @@ class RunFolder:
                     f"{self.data / name}: belongs to another job; move it away, or start anew with "
                     "another --output"
                 )
-            shards[chunk] = shard
+            shards.add(shard)
         if damaged and self.part is not None:
             raise StorageError(
                 f"{self.data / damaged[0]}: damaged; `batchinfer resume {self.path}`, without --shard, "
@@ -351,8 +364,8 @@ class RunFolder:
     def failed(self, shards: Mapping[ChunkId, Shard]) -> dict[ChunkId, tuple[int, ...]]:
         """The rows that have errors, by chunk and counted in it. Raises StorageError."""
         failed = {}
-        for chunk, shard in sorted(shards.items()):
-            if shard.num_errors:
+        for chunk in sorted(shards):
+            if shards[chunk].num_errors:
                 errors = read_columns(self.data / shard_name(chunk), [ERROR])[ERROR]
                 failed[chunk] = tuple(np.flatnonzero(pc.is_valid(errors).to_numpy()).tolist())
         return failed
@@ -425,16 +438,29 @@ class RunFolder:
         return (self.data / SUCCESS).exists()
 
     def finish(self, shards: Mapping[ChunkId, Shard]) -> None:
-        """Write _SUCCESS; the caller has seen that no chunk is pending. Checks the listing of data/."""
+        """Write _SUCCESS; the caller has seen that no chunk is pending.
+
+        Checks the listing of data/, and that each shard begins where the one in front of it ends. Raises
+        StorageError.
+        """
         # A run died after its commit, before it took the mark away.
         self.attempts.clear()
         self._clear_journals()
         if self.is_finished:
             return
         names = set(list_names(self.data))
-        for shard in shards.values():
-            if os.path.basename(shard.path) not in names:
-                raise StorageError(f"{shard.path}: vanished under way; run `batchinfer resume`")
+        for name in map(shard_name, shards):
+            if name not in names:
+                raise StorageError(
+                    f"{self.data / name}: vanished under way; run `batchinfer resume`"
+                )
+        for before, after in pairwise(sorted(shards)):
+            joins = before.segment != after.segment or shards[before].next == shards[after].start
+            if not joins:
+                raise StorageError(
+                    f"{shards[after].path}: does not begin where {shard_name(before)} ends; delete it, "
+                    f"and {self.state / 'index'}, then `batchinfer resume {self.path}`"
+                )
         publish(self.temporary / "success", self.data / SUCCESS, b"")
 
     def retract_success(self) -> None:
@@ -532,7 +558,7 @@ def list_shards(path: Name) -> Iterator[Shard]:
     data = place_of_output(path) / "data"
     with suppress(FileNotFoundError, NotADirectoryError):
         names = sorted(filter(parse_shard_name, list_names(data)))
-        for _, found in read_footers(data, names):
+        for found in read_footers(data, names):
             if isinstance(found, tuple):
                 yield found[0]
             elif not isinstance(found, FooterError | FileNotFoundError):

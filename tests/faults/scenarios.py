@@ -174,6 +174,13 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
             template=half, command=resume(), recovery=always(*resume()), sets=(whole,),
         ),
         Scenario(
+            "passed", "`resume` that counts the rows in front of what is left, as a part does, and keeps "
+            "an index",
+            rivals=rivals, strangers=strangers,
+            template=without_ends(done), command=resume(), recovery=always(*resume()), sets=(whole,),
+            patch=pass_over,
+        ),
+        Scenario(
             "finished", "`run --resume` of a finished folder",
             rivals=rivals, strangers=strangers,
             template=done, command=(*job, "--resume"), recovery=always(*job, "--resume"),
@@ -258,6 +265,12 @@ def killed_half_way(bench: Bench, job: Sequence[str]) -> Tree:
     return {**read_tree(bench.world), MARK_OF_FOURTH: b""}
 
 
+def without_ends(tree: Tree) -> Tree:
+    """A finished world without the last shard of each input file."""
+    ends = ("part-000000-000002.parquet", "part-000001-000002.parquet", SUCCESS)
+    return {name: content for name, content in tree.items() if Path(name).name not in ends}
+
+
 def data_of(tree: Tree) -> Data:
     """The files of data/ in a world."""
     prefix = "out/data/"
@@ -332,6 +345,24 @@ def have_a_bad_day() -> None:
         return answer(self, batch)
 
     FakeEngine.answer = failing  # type: ignore[method-assign]
+
+
+def pass_over() -> None:
+    """Take no shard's word for where the next one's rows begin; files are counted in small blocks."""
+    from batchinfer import runner
+    from batchinfer.core import Position, Span
+    from batchinfer.readers import offsets
+
+    vars(offsets)["BLOCK_BYTES"] = 200
+    left: Any = runner._Work.left
+
+    def from_the_front(self: Any) -> list[Span]:
+        return [
+            dataclasses.replace(span, first=0, start=Position(), passed=span.begin)
+            for span in left.fget(self)
+        ]
+
+    runner._Work.left = property(from_the_front)  # type: ignore[assignment]
 
 
 def forbid_links() -> None:

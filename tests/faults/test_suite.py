@@ -46,7 +46,7 @@ def test_whatever_happens_every_row_stands_once_in_the_end(sweep: str, tmp_path:
     size = SAMPLE[sweep]
     results = suite(tmp_path / "found.json", "--sweep", sweep, "--sample", str(size))["results"]
     assert len(results) >= size * 2 // 3  # some scenarios have fewer cases than their part
-    assert len({result["scenario"] for result in results}) == 10
+    assert len({result["scenario"] for result in results}) == 11
     assert not [result for result in results if result["failure"]]
 
 
