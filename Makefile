@@ -42,6 +42,7 @@ types: $(VENV)/.dev
 
 faults: $(VENV)/.dev  ## every kill, full disk and power cut there is; writes docs/faults.md (minutes)
 	@$(BIN)/python -m tests.faults.suite --all --report docs/faults.md
+	@$(BIN)/python -m tests.faults.kills --kills 20 --report docs/faults.md
 
 bench: $(VENV)/.runtime  ## the pipeline without a model: rows a second, peak memory
 	@$(BIN)/python benchmarks/pipeline.py

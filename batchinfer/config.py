@@ -34,6 +34,7 @@ from batchinfer.knobs import (
     Devices,
     Duration,
     Encoding,
+    Memories,
     Names,
     Paths,
     Text,
@@ -229,6 +230,28 @@ class RunConfig(BaseModel):
         "Several devices of this machine, a process each: auto (every GPU), 0,1,3 or cpu:4 [default: one]",
         SPEED,
         free=True,
+    )
+    device_map: Literal["auto", "balanced", "sequential"] | None = knob(
+        None,
+        "For a model that no device holds: spread its layers over GPUs, the CPU's memory and disk, by "
+        "accelerate [default: one device]",
+        SPEED,
+        free=True,
+    )
+    max_memory: Memories = knob(
+        None,
+        "--device-map: what weights may take on each device, 0=20GiB,cpu=60GiB; what is not named is not "
+        "used, the rest goes to disk [default: what is free]",
+        SPEED,
+        free=True,
+    )
+    offload_folder: Text | None = knob(
+        None,
+        "--device-map: where weights go that only disk has room for; removed at the end [default: the "
+        "system's temporary folder]",
+        SPEED,
+        free=True,
+        min_length=1,
     )
     shard: Text | None = knob(
         None,

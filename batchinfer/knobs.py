@@ -114,6 +114,25 @@ def _several_devices(value: Any) -> str | None:
     return text
 
 
+_MEMORY = re.compile(r"(\d{1,3}|cpu)=\d{1,9}(\.\d{1,3})?([KMG]i?B)")
+
+
+def _memories(value: Any) -> str | None:
+    """Memory by device as one text; YAML may have a mapping."""
+    if value is None:
+        return None
+    parts = [f"{key}={size}" for key, size in value.items()] if isinstance(value, Mapping) else (
+        str(value).split(",")
+    )  # fmt: skip
+    parts = [part.strip() for part in parts]
+    if not all(_MEMORY.fullmatch(part) for part in parts):
+        raise ValueError("should be memory by device such as 0=20GiB,1=20GiB,cpu=60GiB")
+    devices = [part.partition("=")[0] for part in parts]
+    if len(set(devices)) < len(devices):
+        raise ValueError("names a device twice")
+    return ",".join(parts)
+
+
 def _count_or_percentage(value: Any) -> str:
     is_simple = isinstance(value, (str, int, float))  # what else YAML makes may be endless as text
     if not is_simple or not re.fullmatch(r"\d{1,18}|\d{1,3}(\.\d{1,18})?%", str(value)):
@@ -130,6 +149,7 @@ AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 AutoFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto_is_none)]
 Devices = Annotated[str | None, BeforeValidator(_several_devices)]
+Memories = Annotated[str | None, BeforeValidator(_memories)]
 Duration = Annotated[float | None, BeforeValidator(to_seconds)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 Encoding = Annotated[str, AfterValidator(_known_encoding)]

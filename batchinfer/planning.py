@@ -124,7 +124,9 @@ def _tuned(
     All of it or nothing: settings are worth something with what they were measured with only. A plan
     that was made before keeps its own. The log says why a profile is left out.
     """
-    if asked.profile == "none":
+    if (
+        asked.profile == "none" or asked.device_map is not None
+    ):  # none was measured on a spread model
         return config, None
     if previous is not None and asked.profile in ("auto", previous.config.profile):
         return config, previous.tuned

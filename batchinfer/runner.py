@@ -62,6 +62,8 @@ def run(
             if held is None:
                 worker.load()  # a model that cannot be loaded leaves the folder as it was
                 worker.may_probe = True
+                # That there was no plan a moment ago says little where no lock holds others back: what
+                # has one by now is joined, never begun anew.
                 held = folder.begin(plan) if overwrite else folder.join(plan)
             if difference := first_difference(held, plan):
                 raise JobMismatchError(
@@ -95,8 +97,8 @@ def resume(
     `retry_errors` also puts the rows that have errors through the model again, and replaces only the
     shards that change. `verify` reads every page of every shard first; those that do not match their
     checksums are set aside and made again. `changes` may name what does not change the answers:
-    device, devices, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows,
-    workers, max_errors, deadline, batch_timeout.
+    device, devices, device_map, max_memory, offload_folder, attention, compile, threads, streams, profile,
+    max_batch_tokens, max_batch_rows, workers, max_errors, deadline, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder

@@ -54,18 +54,6 @@ def test_the_shards_are_those_of_one_process(cli: Cli, tmp_path: Path) -> None:
     assert not list((tmp_path / "two" / "_batchinfer" / "tmp").iterdir())
 
 
-def test_a_model_answers_alike_in_several_processes(cli: Cli, tmp_path: Path) -> None:
-    job = [
-        "run", str(ROOT / "sample_data" / "reviews.jsonl"), "--model",
-        str(ROOT / "sample_data" / "tiny-sentiment"), "--chunk-rows", "100", "--limit", "600",
-        "--max-batch-tokens", "512", "--threads", "1", "--workers", "1",
-    ]  # fmt: skip
-    for name, devices in (("one", []), ("two", TWO)):
-        done = cli(*job, *devices, "--output", name)
-        assert done.returncode == 0, done.stderr
-    assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "two")
-
-
 def test_a_row_that_kills_a_process_is_found_while_others_go_on(cli: Cli, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", {33: "SEGFAULT"}), tmp_path / "out"
     done = poisoned("run", str(source), *JOB, *TWO, "--output", str(output))

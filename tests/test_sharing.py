@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import fcntl
 import gzip
 import json
+import os
 import random
 import shutil
 import signal
@@ -17,13 +19,24 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import batchinfer
 from batchinfer.config import RunConfig
-from batchinfer.core import ChunkId, InputFile, Position, Segment, Shard, Span, pending_spans
+from batchinfer.core import (
+    BatchBudget,
+    ChunkId,
+    InputFile,
+    Position,
+    Segment,
+    Shard,
+    Span,
+    pending_spans,
+)  # fmt: skip
 from batchinfer.errors import StorageError, UsageError
 from batchinfer.readers import chunking, listing, offsets
 from batchinfer.runner import run as run_here
 from batchinfer.sharing import Part, Share, part_of
-from batchinfer.writers import footer, run_folder
+from batchinfer.writers import durable, footer, run_folder
+from batchinfer.writers.run_folder import RunFolder, require_plan
 from tests.conftest import Cli, shard_bytes
 from tests.test_poison import JOB, write_rows
 from tests.test_processes import start, wait_for_shards
@@ -206,7 +219,7 @@ def test_parts_are_killed_and_begun_again(seed: int, cli: Cli, tmp_path: Path) -
 def test_one_run_takes_over_what_parts_began(cli: Cli, tmp_path: Path) -> None:
     source, output = write_rows(tmp_path / "in.jsonl", {}, num_rows=3000), tmp_path / "parts"
     run = start(
-        "run", str(source), *JOB, "--output", str(output), "--shard", "1/3", POISON_ANSWER="0.1"
+        "run", str(source), *JOB, "--output", str(output), "--shard", "1/3", POISON_ANSWER="0.3"
     )
     wait_for_shards(output, 2, run)
     refused = cli("resume", str(output))
@@ -380,3 +393,66 @@ def test_what_is_passed_over_is_what_would_have_been_read(cli: Cli, tmp_path: Pa
         assert done.returncode == 0, done.stderr
     assert cli(*job, "--output", "one").returncode == 0
     assert shard_bytes(tmp_path / "one") == shard_bytes(tmp_path / "parts")
+
+
+def test_writers_that_no_lock_keeps_apart_leave_each_other_s_files_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One has linked its file and died; another one dies while it writes the same."""
+    monkeypatch.setattr(fcntl, "lockf", lambda *arguments: None)
+    content = BatchBudget(100, 10)
+    with RunFolder(tmp_path / "out") as first:
+        monkeypatch.setattr(run_folder, "_held", set())
+        with RunFolder(tmp_path / "out") as second:
+            with monkeypatch.context() as patch:
+                patch.setattr(durable, "sync_directory", _die)
+                with pytest.raises(KeyboardInterrupt):
+                    first.freeze_budget("cpu", content)
+            with monkeypatch.context() as patch:
+                patch.setattr(os, "write", _die)
+                with pytest.raises(KeyboardInterrupt):
+                    second.freeze_budget("cpu", content)
+            assert second.frozen_budget("cpu") == content
+
+
+def test_a_job_that_no_lock_keeps_out_is_not_begun_beside_another(
+    cli: Cli, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Both looked for a plan before there was one."""
+    source = write_rows(tmp_path / "in.jsonl", {})
+    assert cli("run", str(source), *JOB, "--output", "one").returncode == 0
+    other = [str(source), *JOB, "--max-length", "9", "--output", "two"]
+    assert cli("run", *other).returncode == 0
+    theirs = require_plan(tmp_path / "two")
+    monkeypatch.setattr(run_folder, "has_plan", lambda path: False)
+    with RunFolder(tmp_path / "one") as folder:
+        assert folder.begin(theirs).id != theirs.id
+
+
+def test_a_run_that_saw_no_plan_joins_the_job_that_was_begun_meanwhile(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source = write_rows(tmp_path / "in.jsonl", {})
+    output = tmp_path / "out"
+    config = RunConfig(inputs=(str(source),), output=str(output), engine="fake", chunk_rows=20)
+    batchinfer.run(config)
+    before = {path.name: path.stat().st_ino for path in (output / "data").iterdir()}
+    monkeypatch.setattr("batchinfer.runner.load_plan", lambda path: None)
+    batchinfer.run(config)
+    assert {path.name: path.stat().st_ino for path in (output / "data").iterdir()} == before
+
+
+def test_what_a_dead_process_was_writing_is_removed(tmp_path: Path) -> None:
+    with RunFolder(tmp_path / "out") as folder:
+        names = [
+            f"part-000000-000077.parquet.20260101T000000-{pid}-ab.inprogress" for pid in (77, 78)
+        ]
+        for name in (*names, "attempt-part-000000-000077.parquet"):
+            (folder.temporary / name).touch()
+        folder.clear_behind(77)
+        left = {path.name for path in folder.temporary.iterdir()}
+        assert left == {names[1], "attempt-part-000000-000077.parquet"}
+
+
+def _die(*arguments: object) -> None:
+    raise KeyboardInterrupt

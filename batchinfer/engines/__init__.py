@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import pyarrow as pa
 
 from batchinfer.core import ModelSpec
-from batchinfer.engines import modules
+from batchinfer.engines import modules, placement
 from batchinfer.engines.base import Engine
 from batchinfer.errors import UsageError
 from batchinfer.tasks.base import OnePass, Task
@@ -208,6 +208,8 @@ def create_engine(
         "trust_remote_code": config.trust_remote_code,
         "allow_pickle": config.allow_pickle,
     }
+    if (placed := placement.Placement.of(config)) is not None:
+        options["placement"] = placed
     if isinstance(task, Generation):
         from batchinfer.engines.continuous import ContinuousEngine
 
@@ -224,6 +226,8 @@ def create_engine(
 
 def require_fit(config: RunConfig) -> None:
     """See that the engine can do what is asked of it, where it cannot do all. Raises UsageError."""
+    if config.engine != "fake":
+        placement.require(config)
     if config.task == "module" and config.engine != "fake":
         modules.require(config)
     if config.engine == "openvino":

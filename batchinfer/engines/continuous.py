@@ -245,6 +245,8 @@ class ContinuousEngine(GenerationEngine):
 
     def _drawback(self, attention: str) -> str:
         """Why this machine, or the user, is better off without; "" where nothing is."""
+        if self.spread:
+            return "the model is spread over devices"
         if self.device.type != "cuda":
             return f"it is slower on this device ({self.device.type})"
         if attention != "auto":

@@ -33,6 +33,7 @@ from batchinfer.engines.canary import distance, joined, sample_rows
 from batchinfer.engines.devices import resolve_dtype
 from batchinfer.engines.encoders import load_tokenizer
 from batchinfer.engines.kv_cache import bytes_a_token, make_cache
+from batchinfer.engines.placement import Placement
 from batchinfer.engines.torch_engine import TorchEngine
 from batchinfer.errors import UsageError, one_line
 from batchinfer.machine import usable_memory
@@ -93,9 +94,10 @@ class GenerationEngine(TorchEngine):
         adapter: Path | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        placement: Placement | None = None,
         plain: bool = False,
     ) -> None:
-        super().__init__(task, device)
+        super().__init__(task, device, placement)
         for flag, given in (
             ("--attention packed", attention == "packed"),
             ("--compile", compile),
@@ -112,6 +114,7 @@ class GenerationEngine(TorchEngine):
             device=self.device,
             attention="" if attention == "auto" else attention,
             adapter=adapter,
+            spread=self.spread,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -127,7 +130,7 @@ class GenerationEngine(TorchEngine):
             self._stops = _stop_criteria(tokenizer, task.stop)
         if self.device.type == "cpu":
             self._take_threads(threads)
-            if not plain:
+            if not plain and not self.spread:
                 self._speed_up(load)
         self._is_plain = plain
         #: Whether prompts of several lengths may share a batch.
@@ -155,7 +158,8 @@ class GenerationEngine(TorchEngine):
         cache = None
         if task.num_beams == 1 and not self._is_plain:
             cache = make_cache(self.model, start + task.max_new_tokens)
-        shrinks = cache is not None and task.settings.keys() <= _STEADY
+        # Of a spread model, each layer keeps its part of the cache on a device of its own.
+        shrinks = cache is not None and not self.spread and task.settings.keys() <= _STEADY
         rows = np.arange(len(batch))
         found = np.zeros((len(batch), task.max_new_tokens), np.int32)
         ended = np.zeros(len(batch), np.int64)

@@ -27,6 +27,7 @@ from batchinfer.engines import cpu, weights
 from batchinfer.engines.base import reason
 from batchinfer.engines.canary import Canary, sample_rows
 from batchinfer.engines.devices import BUDGET_TOKENS, resolve_dtype
+from batchinfer.engines.placement import Placement
 from batchinfer.engines.streams import share
 from batchinfer.engines.torch_engine import PassEngine
 from batchinfer.errors import UsageError
@@ -53,7 +54,8 @@ class LocalEngine(PassEngine):
     `attention`: "auto" (packed where that is possible, else the model's own), "packed", or one of
     transformers' implementations. `threads`: of a CPU; None: as many as it has cores. `streams`: batches
     that a CPU answers at a time; None: one a thread, up to a limit, where the model allows it. `compile`:
-    by torch.compile, on CUDA. `adapter`: a folder with one of PEFT for the model. `plain`: the model as
+    by torch.compile, on CUDA. `adapter`: a folder with one of PEFT for the model. `placement`: spreads the
+    model, which then has its own layers and one stream. `plain`: the model as
     transformers has it, with its own layers and attention, one batch at a time: slow, and what other
     answers are judged by. Raises UsageError for a device that is not there, and for packed attention,
     compiling or (on a CPU) streams where they are impossible, and ModelError for weights that are missing,
@@ -74,9 +76,10 @@ class LocalEngine(PassEngine):
         adapter: Path | None = None,
         trust_remote_code: bool = False,
         allow_pickle: bool = False,
+        placement: Placement | None = None,
         plain: bool = False,
     ) -> None:
-        super().__init__(task, device)
+        super().__init__(task, device, placement)
         self.task: OnePass = task
         if compile and self.device.type not in _COMPILES:
             raise UsageError(
@@ -95,6 +98,7 @@ class LocalEngine(PassEngine):
             device=self.device,
             attention="" if attention in ("auto", "packed") else attention,
             adapter=adapter,
+            spread=self.spread,
             trust_remote_code=trust_remote_code,
             allow_pickle=allow_pickle,
         )
@@ -106,7 +110,7 @@ class LocalEngine(PassEngine):
         canary = None if plain else self._canary()
         if self.device.type == "cpu":
             self._take_threads(threads)
-            if not plain:
+            if not plain and not self.spread:
                 self._speed_up(canary, load)
         if attention in ("auto", "packed") and not plain:
             self._pack(canary, is_wish=attention == "packed")
@@ -236,6 +240,8 @@ class LocalEngine(PassEngine):
         Raises UsageError where that was asked for and it cannot.
         """
         obstacle = packing.obstacle_to_streams(self.model, is_packed=self.is_packed)
+        if self.spread:
+            obstacle = "the weights of a spread model come and go with each layer"
         if obstacle and (streams or 1) > 1:
             raise UsageError(f"--streams {streams}: {obstacle}")
         streams, each = share(threads, 1 if obstacle else streams)

@@ -79,8 +79,9 @@ _TRAINED_FOR = {
 _WRITING = ("generate", "seq2seq")
 #: Tasks that ask of a tokenizer where its tokens stand: one that is written in Python does not say.
 _PLACING = ("token-classify", "fill-mask")
-#: They warn of kernels for devices that are not there whenever torchao, which quantises, is imported.
-_CHATTY = ("torchao", "torch.utils._pytree")
+#: They warn of kernels for devices that are not there whenever torchao, which quantises, is imported, and
+#: of weights that --device-map has put where they should be.
+_CHATTY = ("torchao", "torch.utils._pytree", "accelerate.big_modeling")
 #: Tokenizers without a limit say 1e30; nobody's is beyond this.
 _NO_LIMIT = 1 << 30
 #: The limit where neither tokenizer nor configuration names one (T5: relative positions).

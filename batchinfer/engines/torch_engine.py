@@ -8,6 +8,8 @@ way.
 from __future__ import annotations
 
 import logging
+import shutil
+import weakref
 from abc import abstractmethod
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -21,6 +23,7 @@ from batchinfer.core import Answers, Batch
 from batchinfer.engines import cpu
 from batchinfer.engines.base import Engine, MemoryUse, reason
 from batchinfer.engines.devices import device_kind, is_out_of_memory, resolve_device
+from batchinfer.engines.placement import Placement
 from batchinfer.errors import ModelError
 from batchinfer.stages import StageSeconds
 from batchinfer.tasks.base import Task
@@ -65,13 +68,20 @@ class Flight:
 
 
 class TorchEngine(Engine):
-    """An engine with a model on one device of PyTorch's.
+    """An engine with a model on one device of PyTorch's; or spread from there, by a `placement`.
 
     Raises UsageError for a device that is not there.
     """
 
-    def __init__(self, task: Task, device: str) -> None:
+    def __init__(self, task: Task, device: str, placement: Placement | None = None) -> None:
         super().__init__(task)
+        #: What spreads the model, for `from_pretrained`; {}: it is on the device.
+        self.spread: dict[str, Any] = {}
+        self._remove_offload: Callable[[], object] | None = None
+        if placement is not None:
+            folder = placement.make_folder()
+            self._remove_offload = weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self.spread = placement.loading(folder)
         self.device = torch.device(resolve_device(device))
         self.device_kind = device_kind(device)
         #: None once the engine is closed.
@@ -119,6 +129,8 @@ class TorchEngine(Engine):
         if self.model is not None and self.threads is not None:
             torch.set_num_threads(self._threads_before)
         self.model = None
+        if self._remove_offload is not None:
+            self._remove_offload()
         self.recover()
 
     def _take_threads(self, threads: int | None) -> None:

@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from batchinfer.engines import adapters
+from batchinfer.engines import adapters, placement
 from batchinfer.engines.models import quiet
 from batchinfer.errors import BatchInferError, ModelError, one_line
 from batchinfer.tasks.base import OnePass
 from batchinfer.tasks.generation import Generation
+
+log = logging.getLogger("batchinfer")
 
 #: With peft installed, transformers would put an adapter that lies beside a model on it, unasked; a
 #: folder that is not there holds none.
@@ -28,12 +31,14 @@ def load(
     device: torch.device,
     attention: str,
     adapter: Path | None = None,
+    spread: Mapping[str, Any] | None = None,
     trust_remote_code: bool,
     allow_pickle: bool,
 ) -> Any:
     """The model on its device, for inference; `attention` "" is the model's own. Raises ModelError.
 
-    `adapter`: a folder with one of PEFT, which is merged into the weights.
+    `adapter`: a folder with one of PEFT, which is merged into the weights. `spread`: what has
+    `from_pretrained` spread the model over several devices.
     """
     quiet()
     name = task.spec.name
@@ -46,7 +51,10 @@ def load(
         allow_pickle=allow_pickle,
     )
     try:
-        if task.spec.quantization:
+        if spread:
+            model = read(dtype, **spread)
+            log.debug(placement.described(model))
+        elif task.spec.quantization:
             # Onto the device at once: not every quantised layer can be moved there.
             model = read(dtype, device_map={"": device})
         elif adapter is not None:
@@ -59,7 +67,10 @@ def load(
     except BatchInferError:
         raise
     except torch.OutOfMemoryError:
-        raise ModelError(f"{name}: does not fit into the memory of {device} in {dtype}") from None
+        advice = "" if spread else "; --device-map auto spreads it"
+        raise ModelError(
+            f"{name}: does not fit into the memory of {device} in {dtype}{advice}"
+        ) from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
         raise ModelError(f"{name}: the weights cannot be loaded: {one_line(error)}") from None
     return model
@@ -107,6 +118,8 @@ def _read(
     # BERT's pooler is not in checkpoints of language models, and no pooling of ours uses it.
     has_head = task.head != "none"
     absent = {key for key in report["missing_keys"] if has_head or "pooler" not in key}
+    if "offload_folder" in options and any("pooler" in key for key in report["missing_keys"]):
+        model.pooler = None  # weights that are in no file could not be fetched
     absent |= {key for key, *_ in report["mismatched_keys"]}
     if missing := sorted(absent - supplied):
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""

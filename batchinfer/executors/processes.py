@@ -186,6 +186,7 @@ class Processes(Executor):
     ) -> list[LoadedChunk]:
         """Start a process anew; return what others can answer of the chunks that it had."""
         member.close()
+        folder.clear_behind(member.process.pid)
         marked = attempts.marked()
         free = [chunk for number, chunk in member.open.items() if number not in marked]
         num_suspects = len(member.open) - len(free)

@@ -11,7 +11,7 @@ from pathlib import Path
 from batchinfer.config import RunConfig
 from batchinfer.engines import create_encoder, create_engine, kind_of_device
 from batchinfer.engines.base import Engine
-from batchinfer.errors import InputError, StorageError, one_line
+from batchinfer.errors import InputError, StorageError, UsageError, one_line
 from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
 from batchinfer.profiles import Profile, ProfileKey, key_of
@@ -46,6 +46,8 @@ def tune(
     of the sample has a text), ModelError, or StorageError.
     """
     began = clock()
+    if config.device_map is not None:
+        raise UsageError("--device-map: what `tune` compares runs on one device; leave it out")
     # Only the text columns are read, and neither an earlier profile nor a limit to a batch's time must
     # decide anything.
     update = {"profile": "none", "keep": ("none",), "batch_timeout": None}

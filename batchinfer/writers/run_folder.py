@@ -64,6 +64,7 @@ from batchinfer.writers.shard_table import ShardTable
 log = logging.getLogger("batchinfer")
 
 SUCCESS = "_SUCCESS"
+_UNFINISHED = ".inprogress"
 
 
 class RunFolder:
@@ -189,7 +190,7 @@ class RunFolder:
         host = socket.gethostname()
         holder = {"pid": os.getpid(), "host": host, "run_id": self.run_id}
         content = json.dumps(holder).encode()
-        replace(self.temporary / "holder", self._own / "holder.json", content)
+        replace(self._temporary_of("holder"), self._own / "holder.json", content)
         if isinstance(self.state, RemotePath) and self.part is None:
             # No lock reaches other machines, so it is said in the store. Whoever was killed there left word
             # too: that keeps nobody from adding shards, only from changing those that are there.
@@ -250,9 +251,7 @@ class RunFolder:
 
     def join(self, plan: Plan) -> Plan:
         """Give the folder this job, unless it has one; return the one that it has."""
-        self.attempts.clear()  # of a job that never came to a plan
-        self._clear_journals()
-        publish(self.temporary / "plan", self.plan_path, plan.to_json())
+        publish(self._temporary_of("plan"), self.plan_path, plan.to_json())
         return require_plan(self.path)
 
     def begin(self, plan: Plan) -> Plan:
@@ -265,10 +264,9 @@ class RunFolder:
         self._clear_journals()
         if has_plan(self.path):
             self._remove_shards()
-            replace(self.temporary / "plan", self.plan_path, plan.to_json())
-        else:
-            publish(self.temporary / "plan", self.plan_path, plan.to_json())
-        return plan
+            replace(self._temporary_of("plan"), self.plan_path, plan.to_json())
+            return plan
+        return self.join(plan)
 
     def _remove_shards(self) -> None:
         self._require_alone()
@@ -412,7 +410,15 @@ class RunFolder:
         replace(self._temporary_of(name), self.data / name, content)
 
     def _temporary_of(self, name: str) -> Path:
-        return self.temporary / f"{name}.{self.run_id}.inprogress"
+        # Of this run alone: to write into another's would change what that one has linked already.
+        return self.temporary / f"{name}.{self.run_id}{_UNFINISHED}"
+
+    def clear_behind(self, pid: int | None) -> None:
+        """Remove the temporary files of a child that died."""
+        for name in os.listdir(self.temporary):
+            writer = name.removesuffix(_UNFINISHED).rpartition(".")[2].split("-")
+            if name.endswith(_UNFINISHED) and writer[1:2] == [str(pid)]:
+                (self.temporary / name).unlink(missing_ok=True)
 
     def _quarantine(self, names: list[str]) -> None:
         self._require_alone()
@@ -461,7 +467,7 @@ class RunFolder:
                     f"{shards[after].path}: does not begin where {shard_name(before)} ends; delete it, "
                     f"and {self.state / 'index'}, then `batchinfer resume {self.path}`"
                 )
-        publish(self.temporary / "success", self.data / SUCCESS, b"")
+        publish(self._temporary_of("success"), self.data / SUCCESS, b"")
 
     def retract_success(self) -> None:
         """Take _SUCCESS back, durably, before anything that it vouches for changes."""
@@ -473,7 +479,7 @@ class RunFolder:
         """Replace report.json."""
         content = json.dumps(report, indent=1).encode()
         name = "report.json" if self.part is None else f"report-{self.part.name}.json"
-        replace(self.temporary / "report", self.state / name, content)
+        replace(self._temporary_of("report"), self.state / name, content)
 
     # -- the budget ------------------------------------------------------------------------------
 
@@ -487,7 +493,7 @@ class RunFolder:
             "max_batch_tokens": budget.max_batch_tokens,
             "max_batch_rows": budget.max_batch_rows,
         }
-        publish(self.temporary / "budget", path, json.dumps(content).encode())
+        publish(self._temporary_of("budget"), path, json.dumps(content).encode())
         return self._read_budget(path)
 
     def frozen_budget(self, device_kind: str) -> BatchBudget | None:

@@ -18,5 +18,7 @@ A new step in the commit protocol is swept without further ado, as points are fo
 command or flag that changes the folder wants a Scenario; a step that protects something wants a Mutant
 that leaves it out.
 
-soak.py and test_real_model.py kill a real model's run from outside, at random moments.
+kills.py kills from outside, at random moments, what is several processes: devices, parts, machines whose
+locks hold nobody back (runs.py starts outside.py for them, witness.py looks at what stands). soak.py and
+test_real_model.py do so with a real model in one process.
 """

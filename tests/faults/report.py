@@ -93,7 +93,7 @@ breaks the protocol. `make test` runs a sample of the cases and all mutants.
   states that differ only in `tmp/`, which recovery empties, at most {per_core} are tried.
 - The fake engine answers, so what is tested is the way of the rows and the files, not of the model. Loader
   processes (`--workers`) read inputs and change nothing but marks in `tmp/`; real models are killed by
-  `tests/faults/soak.py` and `test_real_model.py`.
+  `tests/faults/soak.py` and `test_real_model.py`, runs of several processes by `kills.py`.
 - The process that answers suspected chunks is forked here, not spawned, for the sake of speed.
 - The file system of the suite is local and sound, with hard links and, in one scenario, without them.
 """
