@@ -34,15 +34,23 @@ def hold_signals() -> Iterator[None]:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
-def settle_child(ignore: Iterable[signal.Signals]) -> None:
-    """Leave these signals to the parent, and die with it.
+def leave_signals(ignore: Iterable[signal.Signals]) -> None:
+    """Leave these signals to the parent.
 
     Ctrl-C and a closing terminal reach the whole process group; the parent stops feeding and ends its
-    children itself. A parent that is killed outright cannot, so the kernel is asked to do it.
+    children itself.
     """
     for number in ignore:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+
+
+def settle_child(ignore: Iterable[signal.Signals]) -> None:
+    """Leave these signals to the parent, and die with it.
+
+    A parent that is killed outright cannot end its children, so the kernel is asked to do it.
+    """
+    leave_signals(ignore)
     if sys.platform == "linux":
         import ctypes
 

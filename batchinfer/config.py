@@ -26,6 +26,7 @@ from batchinfer.knobs import (
     OUTPUT,
     SPEED,
     TASK,
+    ActorCount,
     AutoBool,
     AutoFloat,
     AutoInt,
@@ -260,6 +261,30 @@ class RunConfig(BaseModel):
         SPEED,
         free=True,
     )
+    executor: Literal["auto", "ray"] = knob(
+        "auto",
+        "Who answers; auto: this machine; ray: actors of a Ray cluster (pip install 'batchinfer[ray]')",
+        SPEED,
+        free=True,
+    )
+    ray_address: Text | None = knob(
+        None, "The Ray cluster [default: $RAY_ADDRESS, else a Ray of this machine alone]", SPEED,
+        free=True, min_length=1,
+    )  # fmt: skip
+    ray_actors: ActorCount = knob(
+        None,
+        "Actors with the model: N, or MIN:MAX, more as there is work and room [default: as many as fit]",
+        SPEED,
+        free=True,
+    )
+    ray_gpus: AutoFloat = knob(
+        None, "GPUs of an actor [default: 1 where the cluster has any, none with --device cpu]", SPEED,
+        free=True, ge=0, le=64, allow_inf_nan=False,
+    )  # fmt: skip
+    ray_cpus: AutoInt = knob(
+        None, "CPUs of an actor; without a GPU, the threads that it computes with [default: 1]", SPEED,
+        free=True, ge=1, le=1024,
+    )  # fmt: skip
     attention: Literal["auto", "packed", "sdpa", "eager"] = knob(
         "auto",
         "How the model attends; auto: packed, without padding, where the architecture allows it",
@@ -449,7 +474,9 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
     if not isinstance(document, dict) or not isinstance(node, yaml.MappingNode):
         raise UsageError(f"{path}:1: should be a mapping of keys to values")
     lines: dict[str, int] = {}
-    for key, _ in node.value:
+    for key, value in node.value:
+        if value.tag.endswith(":int") and ":" in value.value:  # YAML 1.1 takes 1:8 for 68
+            document[key.value] = value.value
         line = key.start_mark.line + 1
         if str(key.value) in lines:
             first = lines[str(key.value)]

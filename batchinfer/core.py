@@ -9,7 +9,7 @@ existence is the record that the work is done. No torch here.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal, NamedTuple
 
@@ -520,6 +520,21 @@ def pending_spans(segments: Iterable[Segment], shards: Mapping[ChunkId, Shard]) 
 def _end_of(chunk: ChunkId | None, shards: Mapping[ChunkId, Shard]) -> Position:
     """Where a chunk ends; None stands in front of a segment's first."""
     return Position() if chunk is None else shards[chunk].next
+
+
+def without_chunks(span: Span, done: Container[int]) -> Iterator[Span]:
+    """Yield what is left of a span whose `stop` is known when these chunks (by number) are done."""
+    assert span.stop is not None, "where a span ends is known when it has been read"
+    first: int | None = None
+    for chunk in range(span.begin, span.stop + 1):
+        is_left = (
+            chunk < span.stop and chunk not in done and (span.rows is None or chunk in span.rows)
+        )
+        if is_left and first is None:
+            first = chunk
+        elif not is_left and first is not None:
+            yield dataclasses.replace(span, passed=first - span.first, stop=chunk)
+            first = None
 
 
 def retry_spans(

@@ -133,6 +133,19 @@ def _memories(value: Any) -> str | None:
     return ",".join(parts)
 
 
+_ACTORS = re.compile(r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?")
+
+
+def _actor_count(value: Any) -> str | None:
+    """Actors of a cluster as one text: N or MIN:MAX."""
+    if value is None or value == "auto":
+        return None
+    found = None if isinstance(value, bool) else _ACTORS.fullmatch(str(value)[:20])
+    if not found or int(found[2] or found[1]) < int(found[1]):
+        raise ValueError("should be a number, or MIN:MAX such as 2:16")
+    return found[0]
+
+
 def _count_or_percentage(value: Any) -> str:
     is_simple = isinstance(value, (str, int, float))  # what else YAML makes may be endless as text
     if not is_simple or not re.fullmatch(r"\d{1,18}|\d{1,3}(\.\d{1,18})?%", str(value)):
@@ -150,6 +163,7 @@ AutoFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto_is_none)]
 Devices = Annotated[str | None, BeforeValidator(_several_devices)]
 Memories = Annotated[str | None, BeforeValidator(_memories)]
+ActorCount = Annotated[str | None, BeforeValidator(_actor_count)]
 Duration = Annotated[float | None, BeforeValidator(to_seconds)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 Encoding = Annotated[str, AfterValidator(_known_encoding)]

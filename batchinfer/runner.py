@@ -53,6 +53,8 @@ def run(
         part = part_of(config.shard, os.environ)
         if part is not None and overwrite:
             raise UsageError("--shard: not with --overwrite, which needs the folder for itself")
+        if part is not None and config.executor == "ray":
+            raise UsageError("--shard: not with --executor ray, which hands out all chunks")
         config = config.model_copy(update={"shard": None})  # it is this call's, not the job's
         plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
         worker = Worker(plan, model_folder, progress or Silent(), stop)
@@ -97,8 +99,9 @@ def resume(
     `retry_errors` also puts the rows that have errors through the model again, and replaces only the
     shards that change. `verify` reads every page of every shard first; those that do not match their
     checksums are set aside and made again. `changes` may name what does not change the answers:
-    device, devices, device_map, max_memory, offload_folder, attention, compile, threads, streams, profile,
-    max_batch_tokens, max_batch_rows, workers, max_errors, deadline, batch_timeout.
+    device, devices, device_map, max_memory, offload_folder, executor, ray_address, ray_actors, ray_gpus,
+    ray_cpus, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
+    max_errors, deadline, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
@@ -116,12 +119,18 @@ def resume(
             # A deadline is that of one command; and whoever names devices means those alone.
             changes.setdefault("deadline", None)
             changes["shard"] = None
+            if part is not None or changes.get("devices"):
+                changes.setdefault("executor", "auto")
+            if changes.get("executor") == "ray":
+                changes.setdefault("devices", None)
             if changes.get("devices"):
                 changes.setdefault("device", "auto")
             elif changes.get("device"):
                 changes.setdefault("devices", None)
             held = require_plan(output)
             plan = held.with_changes(output=str(output), **changes)
+            if part is not None and plan.config.executor == "ray":
+                raise UsageError("--shard: not with --executor ray, which hands out all chunks")
             if plan.config.deadline is not None:
                 stop.set_by(plan.config.deadline)
             work = _Work.of(folder, plan, read_pages=verify)

@@ -18,7 +18,7 @@ from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget, LoadedChunk, Shard, Span
 from batchinfer.engines import create_encoder, kind_of_device
 from batchinfer.engines.base import DeviceLostError
-from batchinfer.executors import Executor, Job, create_executor
+from batchinfer.executors import Executor, Job, Work, create_executor
 from batchinfer.loader import Loader, LoaderKilledError
 from batchinfer.machine import usable_cores
 from batchinfer.plan import Plan
@@ -136,15 +136,16 @@ class Worker:
         # The marks of suspected chunks stand already, and stay until each was looked into.
         attempts = Attempts() if isolated else folder.attempts
         is_suspicious = isolated
-        try:
+
+        def load() -> Generator[LoadedChunk]:
             with watch.measure("wait_start"):  # a tokenizer is made
-                ahead = self._load_ahead(folder, executor, spans, attempts)
-            with (
-                closing(ahead),
-                closing(
-                    executor.process(folder, self.budget, ahead, self.progress, attempts)
-                ) as done,
-            ):
+                return self._load_ahead(folder, executor, spans, attempts)
+
+        try:
+            work = Work(spans, load)
+            with closing(
+                executor.process(folder, self.budget, work, self.progress, attempts)
+            ) as done:
                 for shard, rows, tokens in done:
                     self.new_rows += rows
                     self.new_tokens += tokens

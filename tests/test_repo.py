@@ -23,7 +23,7 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
-    ("errors", "lean", "children", "stages", "stop", "checked", "machine", "storage"),
+    ("errors", "lean", "children", "stages", "stop", "checked", "machine", "prefetch", "storage"),
     ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
     ("attempts", "sharing"),
     ("readers", "batching", "profiles"),
@@ -112,6 +112,15 @@ def test_heavy_libraries_are_imported_at_the_top_of_few_modules(
         if any(name.split(".")[0] == heavy for name in imports_of(path, lazily=False))
     }
     assert found <= homes
+
+
+def test_ray_is_imported_in_one_module() -> None:
+    found = [
+        path.name
+        for path in modules()
+        if any(name.split(".")[0] == "ray" for name in imports_of(path))
+    ]
+    assert found == ["ray.py"]
 
 
 def test_every_flag_is_documented_and_has_help() -> None:

@@ -214,6 +214,7 @@ def _plainest(plan: Plan, device: str) -> RunConfig:
     update = {
         "device": device,
         "devices": None,
+        "executor": "auto",
         "attention": "auto",
         "compile": False,
         "threads": None,

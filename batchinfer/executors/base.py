@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from abc import ABC, abstractmethod
-from collections.abc import Generator, Iterable
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
 from batchinfer.attempts import Attempts
 from batchinfer.config import RunConfig
-from batchinfer.core import BatchBudget, LoadedChunk, Shard
+from batchinfer.core import BatchBudget, LoadedChunk, Shard, Span
 from batchinfer.machine import usable_cores
 from batchinfer.plan import Plan
 from batchinfer.reporting.progress import Progress
@@ -40,13 +40,33 @@ class Job:
 
     def on(self, device: str, count: int) -> Job:
         """The same on one of so many devices; processes on one CPU share its cores."""
-        changes: dict[str, object] = {"device": device, "devices": None}
-        if device == "cpu" and count > 1 and self.plan.config.threads is None:
-            # A profile's threads and streams are those of one process alone.
-            changes["threads"] = max(1, usable_cores() // count)
-            if self.config.batch_timeout is None:
-                changes["streams"] = self.plan.config.streams
+        config = self.config.model_copy(update={"device": device, "devices": None})
+        job = dataclasses.replace(self, config=config)
+        if device == "cpu" and count > 1:
+            return job.with_threads(max(1, usable_cores() // count))
+        return job
+
+    def with_threads(self, threads: int) -> Job:
+        """The same by so many threads of a CPU, where the user names no number."""
+        if self.plan.config.threads is not None:
+            return self
+        # A profile's threads and streams are those of one process alone.
+        changes: dict[str, object] = {"threads": threads}
+        if self.config.batch_timeout is None:
+            changes["streams"] = self.plan.config.streams
         return dataclasses.replace(self, config=self.config.model_copy(update=changes))
+
+
+@dataclass(frozen=True)
+class Work:
+    """The spans of input that are to be answered.
+
+    `load` reads, tokenizes and batches their chunks, here or ahead in other processes. An executor whose
+    devices are elsewhere hands out the spans, and has them loaded there.
+    """
+
+    spans: Sequence[Span]
+    load: Callable[[], Generator[LoadedChunk]]
 
 
 class Committed(NamedTuple):
@@ -90,7 +110,7 @@ class Executor(ABC):
         self,
         folder: RunFolder,
         budget: BatchBudget,
-        chunks: Iterable[LoadedChunk],
+        work: Work,
         progress: Progress,
         attempts: Attempts,
     ) -> Generator[Committed]:

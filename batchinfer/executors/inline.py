@@ -12,7 +12,7 @@ from batchinfer.core import AnsweredChunk, BatchBudget, LoadedChunk
 from batchinfer.engines import create_engine, prepare_to_decode
 from batchinfer.engines.base import Engine
 from batchinfer.engines.supervised import SupervisedEngine
-from batchinfer.executors.base import Committed, Executor, Job
+from batchinfer.executors.base import Committed, Executor, Job, Work
 from batchinfer.gathering import NO_JOURNAL, answer, write_behind
 from batchinfer.reporting.progress import Progress
 from batchinfer.stages import Stopwatch
@@ -61,10 +61,22 @@ class Inline(Executor):
         self,
         folder: RunFolder,
         budget: BatchBudget,
+        work: Work,
+        progress: Progress,
+        attempts: Attempts,
+    ) -> Generator[Committed]:
+        with closing(work.load()) as ahead:
+            yield from self.answer(folder, budget, ahead, progress, attempts)
+
+    def answer(
+        self,
+        folder: RunFolder,
+        budget: BatchBudget,
         chunks: Iterable[LoadedChunk],
         progress: Progress,
         attempts: Attempts,
     ) -> Generator[Committed]:
+        """Yield the shards of chunks that are loaded already, as `process` does."""
         plan, task, engine = self._job.plan, self.task, self.engine
         prepare_to_decode(task, plan.config, self._job.model_folder)
         writer = ShardWriter(folder, plan, task, budget, engine.dtype, engine.device_kind)

@@ -14,27 +14,27 @@ import logging
 import queue
 import signal
 import threading
-import time
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator, Sequence
-from contextlib import suppress
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, suppress
 from multiprocessing import connection
 from os import _exit as exit_at_once
-from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from batchinfer.attempts import Attempts
 from batchinfer.children import Child, Line, Said, settle_child
 from batchinfer.core import BatchBudget, ChunkId, LoadedChunk
 from batchinfer.engines.base import DeviceLostError, reason
 from batchinfer.errors import BatchInferError, Interrupted, ModelError
-from batchinfer.executors.base import Committed, Executor, Job
+from batchinfer.executors.base import Committed, Executor, Job, Work
 from batchinfer.executors.inline import Inline
+from batchinfer.executors.passes import Ready, Taken, Told, answer_pass
 from batchinfer.lean import spare_pandas
 from batchinfer.reporting.progress import Progress
 from batchinfer.sharing import Part
 from batchinfer.stages import StageSeconds
 from batchinfer.stop import StopSignal
+from batchinfer.storage import Place
 from batchinfer.writers.run_folder import RunFolder
 
 log = logging.getLogger("batchinfer")
@@ -43,8 +43,8 @@ log = logging.getLogger("batchinfer")
 AHEAD = 1
 #: A device whose process dies so often, with no shard committed in between, is given up.
 DEATHS_OF_A_DEVICE = 3
-#: How often the parent looks whether it should stop, and a child says how far it is, in seconds.
-_LOOK_SECONDS, _TELL_SECONDS = 0.2, 0.1
+#: How often the parent looks whether it should stop, in seconds.
+_LOOK_SECONDS = 0.2
 
 
 class Processes(Executor):
@@ -110,11 +110,22 @@ class Processes(Executor):
         self,
         folder: RunFolder,
         budget: BatchBudget,
-        chunks: Iterable[LoadedChunk],
+        work: Work,
         progress: Progress,
         attempts: Attempts,
     ) -> Generator[Committed]:
-        source, again = iter(chunks), deque[LoadedChunk]()
+        with closing(work.load()) as ahead:
+            yield from self._answer(folder, budget, ahead, progress, attempts)
+
+    def _answer(
+        self,
+        folder: RunFolder,
+        budget: BatchBudget,
+        source: Iterator[LoadedChunk],
+        progress: Progress,
+        attempts: Attempts,
+    ) -> Generator[Committed]:
+        again = deque[LoadedChunk]()
         self.has_suspects = False
         self._members += map(_Member, self._absent)
         self._absent = []
@@ -155,7 +166,7 @@ class Processes(Executor):
                     if shard.num_errors < shard.num_rows:
                         self.vouch()
                     yield message
-                elif isinstance(message, _Told):
+                elif isinstance(message, Told):
                     message.to(progress)
                 elif isinstance(message, _Death):
                     again += self._replace(member, message, folder, budget, attempts)
@@ -288,10 +299,10 @@ class _Member(Child):
                     yield _Death(f"failed ({message})")
                     return
                 raise message
-            elif isinstance(message, _Ready):
+            elif isinstance(message, Ready):
                 self.is_ready = True
                 self.dtype, self.device_kind, self.default_budget = message
-            elif isinstance(message, _Taken):
+            elif isinstance(message, Taken):
                 self._waiting -= 1
             elif isinstance(message, StageSeconds):
                 self.stages, self.has_ended = self.stages + message, True
@@ -304,65 +315,6 @@ class _Member(Child):
             yield _Death(self.death())
 
 
-class _Ready(NamedTuple):
-    """The model is loaded."""
-
-    dtype: str
-    device_kind: str
-    default_budget: BatchBudget
-
-
-class _Taken(NamedTuple):
-    """There is room for another chunk."""
-
-
-class _Told(NamedTuple):
-    """How far a process came since it said so last."""
-
-    num_rows: int = 0
-    num_tokens: int = 0
-    num_errors: int = 0
-    recalled: int = 0
-
-    def to(self, progress: Progress) -> None:
-        if self.recalled:
-            progress.recalled(self.recalled)
-        progress.answered(self.num_rows, self.num_tokens)
-        if self.num_errors:
-            progress.failed(self.num_errors)
-
-
-class _Teller:
-    """Tells the parent how far this process is, a few times a second."""
-
-    def __init__(self, line: Line) -> None:
-        self._line = line
-        self._counts = [0, 0, 0, 0]
-        self._told = time.monotonic()
-
-    def begin(self, *, rows_done: int, rows_expected: int) -> None: ...
-
-    def answered(self, num_rows: int, num_tokens: int) -> None:
-        self._add(num_rows, num_tokens, 0, 0)
-
-    def failed(self, num_errors: int) -> None:
-        self._add(0, 0, num_errors, 0)
-
-    def recalled(self, num_rows: int) -> None:
-        self._add(0, 0, 0, num_rows)
-
-    def end(self) -> None:
-        """Tell what was not told yet."""
-        if any(self._counts):
-            self._line.send(_Told(*self._counts))
-        self._counts, self._told = [0, 0, 0, 0], time.monotonic()
-
-    def _add(self, *counts: int) -> None:
-        self._counts = [one + more for one, more in zip(self._counts, counts, strict=True)]
-        if time.monotonic() >= self._told + _TELL_SECONDS:
-            self.end()
-
-
 def _serve(pipe: connection.Connection[Any, Any], job: Job, level: int) -> None:
     """The child: load the model, then answer what is handed over, pass by pass."""
     settle_child([signal.SIGINT, signal.SIGTERM, signal.SIGHUP])  # the parent was told too
@@ -373,7 +325,7 @@ def _serve(pipe: connection.Connection[Any, Any], job: Job, level: int) -> None:
     threading.Thread(target=_listen, args=(line, orders, stop), daemon=True).start()
     try:
         inline = Inline(job, stop)
-        line.send(_Ready(inline.dtype, inline.device_kind, inline.default_budget))
+        line.send(Ready(inline.dtype, inline.device_kind, inline.default_budget))
         while True:
             what, *arguments = orders.get()
             if what == "probe":
@@ -412,29 +364,18 @@ def _pass(
     line: Line,
     inline: Inline,
     orders: queue.Queue[tuple[Any, ...]],
-    path: Path,
+    path: Place,
     part: Part | None,
     budget: BatchBudget,
     vouched: bool,
 ) -> None:
     """Answer the chunks that come, up to the order to end."""
-    folder, teller = RunFolder(path, part), _Teller(line)
-    if vouched:
-        inline.vouch()
-    open_chunks: set[ChunkId] = set()
 
     def handed() -> Iterator[LoadedChunk]:
         while (order := orders.get()) != ("end",):
+            line.send(Taken())
             chunk: LoadedChunk = order[1]
-            line.send(_Taken())
-            open_chunks.add(chunk.chunk.id)
-            yield chunk.pin_memory() if inline.pins_memory else chunk
+            yield chunk
 
-    for committed in inline.process(folder, budget, handed(), teller, folder.attempts):
-        open_chunks.discard(committed.shard.id)
-        teller.end()
-        line.send(committed)
-    for chunk in open_chunks:  # dropped by a stop: nothing is wrong with them
-        folder.attempts.end(chunk)
-    teller.end()
-    line.send(inline.stages)
+    folder = RunFolder(path, part)
+    answer_pass(line, inline, folder, budget, handed(), folder.attempts, vouched=vouched)

@@ -7,7 +7,7 @@ A format supplies a `Reader`: how to take rows from a position in one file. Noth
 """
 
 from batchinfer.readers.base import Reader, ReadOptions, Rows
-from batchinfer.readers.chunking import open_reader, read_chunks
+from batchinfer.readers.chunking import cut_span, open_reader, read_chunks
 from batchinfer.readers.inspection import InputSummary, inspect_inputs
 from batchinfer.readers.listing import group_segments, list_inputs
 from batchinfer.readers.offsets import OffsetIndex
@@ -18,6 +18,7 @@ __all__ = [
     "ReadOptions",
     "Reader",
     "Rows",
+    "cut_span",
     "group_segments",
     "inspect_inputs",
     "list_inputs",

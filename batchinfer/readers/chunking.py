@@ -109,6 +109,33 @@ def _cursor_at(
         raise
 
 
+def cut_span(
+    span: Span, chunk_rows: int, options: ReadOptions, size: int
+) -> Generator[Span, None, None]:
+    """Yield the span in pieces of `size` chunks, the last of fewer, whose ends are known.
+
+    The input is passed over, not read more than it takes to find where each piece begins. Raises what
+    `read_chunks` raises. A span of single rows stays whole.
+    """
+    if span.rows is not None:
+        yield span
+        return
+    cursor = _SegmentCursor(span.segment, options, span.start, span.first * chunk_rows)
+    try:
+        chunk, first, start, ended = span.first, span.begin, span.start, False
+        while not ended and (span.stop is None or chunk < span.stop):
+            with _as_it_is(cursor):
+                ended = cursor.skip(chunk_rows)
+            chunk += 1
+            if chunk <= span.begin:
+                first, start = chunk, cursor.position
+            elif ended or chunk == span.stop or chunk - first == size:
+                yield Span(span.segment, first, start, chunk)
+                first, start = chunk, cursor.position
+    finally:
+        cursor.close()
+
+
 @contextmanager
 def _as_it_is(cursor: _SegmentCursor) -> Iterator[None]:
     """See that what is read is the file that was planned; one that is being rewritten looks damaged."""

@@ -21,7 +21,7 @@ import secrets
 import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
@@ -56,6 +56,7 @@ from batchinfer.writers.durable import (
     replace,
     sync_directory,
 )
+from batchinfer.writers.fence import await_guests, forget_guests, guest_of, is_guest, is_held
 from batchinfer.writers.footer import FooterError, read_columns, read_footer, read_footers
 from batchinfer.writers.footer import read_pages as read_all_pages
 from batchinfer.writers.journal import is_journal
@@ -108,6 +109,7 @@ class RunFolder:
                     sync_directory(directory)
             self._clean_temporary()
             self._announce()
+            await_guests(self.temporary)
         except BaseException:
             self._release()
             raise
@@ -123,12 +125,27 @@ class RunFolder:
             (self._own / "holder.json").unlink(missing_ok=True)
             if self._announced is not None:
                 self._announced.unlink(missing_ok=True)
+            forget_guests(self.temporary)
         self._release()
 
     @property
     def _own(self) -> Path:
         """Where this holder says who it is."""
         return self.local if self.part is None else self.temporary
+
+    @contextmanager
+    def as_guest_of(self, run_id: str) -> Iterator[None]:
+        """Add shards for a run on another machine that holds the folder, while it does.
+
+        A store has no locks: there, who outlives the run adds shards all the same, each once. Raises
+        StorageError where the folder cannot be seen, and Interrupted where it is another's.
+        """
+        if isinstance(self.path, RemotePath):
+            make_directory(self.temporary)
+            yield
+            return
+        with guest_of(self.local, run_id, secrets.token_hex(8)):
+            yield
 
     def _refuse_links(self) -> None:
         """Nothing is written but below the folder that was named: a folder may be a stranger's."""
@@ -233,7 +250,7 @@ class RunFolder:
                     folder.rmdir()
         for leftover in self.temporary.iterdir():
             is_ours = is_mark(leftover.name) or is_journal(leftover.name)
-            is_lock = self.part is not None and leftover.name == "lock"
+            is_lock = is_guest(leftover.name) or (self.part is not None and leftover.name == "lock")
             kept = leftover.is_dir() or ((is_ours or is_lock) and leftover.is_file())
             if leftover.is_symlink() or not kept:  # a link would be written through
                 leftover.unlink()
@@ -578,21 +595,7 @@ def is_locked(path: Name) -> bool:
         return True
     state = _local_state(place)
     # Locks that are shared do not show when one asks for them; but whoever shares one has another.
-    return any(map(_is_held, [state / "lock", *state.glob("tmp/part-*-of-*/lock")]))
-
-
-def _is_held(lock: Path) -> bool:
-    try:
-        descriptor = os.open(lock, os.O_RDONLY | os.O_NONBLOCK)
-    except OSError:
-        return False
-    try:
-        os.lockf(descriptor, os.F_TEST, 0)
-    except OSError:
-        return True
-    finally:
-        os.close(descriptor)
-    return False
+    return any(map(is_held, [state / "lock", *state.glob("tmp/part-*-of-*/lock")]))
 
 
 def refuse_live(path: Name, command: str) -> None:
@@ -630,7 +633,7 @@ def _holders(path: Name) -> list[Path]:
     parts = sorted(state.glob("tmp/part-*-of-*/holder.json"))
     # A lock that this process holds must not be opened: closing it again would drop it.
     is_ours = _identity(place) in _held
-    places += [place for place in parts if is_ours or _is_held(place.with_name("lock"))]
+    places += [place for place in parts if is_ours or is_held(place.with_name("lock"))]
     return [place for place in places if place.exists()]
 
 

@@ -25,6 +25,7 @@ from batchinfer.core import Chunk, Position, Span
 from batchinfer.errors import BatchInferError
 from batchinfer.readers import (
     ReadOptions,
+    cut_span,
     group_segments,
     inspect_inputs,
     list_inputs,
@@ -61,6 +62,14 @@ def check_resume(paths: list[Path], chunk_rows: int, **options: Any) -> list[Chu
             read_chunks(Span(segment, chunk.id.chunk, chunk.start, stop), chunk_rows, read)
         )
         assert len(alone) == 1 and same(alone[0], chunk)
+    whole = Span(segment, 0, Position(), None)
+    for size, span in ((1, whole), (2, whole), (2, replace(whole, passed=1))):
+        pieces = list(cut_span(span, chunk_rows, read, size))
+        assert all(piece.stop - piece.begin <= size for piece in pieces if piece.stop)
+        found = [chunk for piece in pieces for chunk in read_chunks(piece, chunk_rows, read)]
+        assert all(
+            same(one, other) for one, other in zip(found, chunks[span.passed :], strict=True)
+        )
     for before, after in pairwise(chunks):
         assert before.next == after.start and not before.ends_segment
         assert before.num_rows == chunk_rows
