@@ -109,11 +109,11 @@ def status_of(path: str) -> FileStatus:
     return FileStatus(found.st_size, found.st_mtime_ns, is_regular=stat.S_ISREG(found.st_mode))
 
 
-def open_file(path: str) -> BinaryIO:
-    """Open a file or an object, unbuffered, to be read from front to back."""
+def open_file(path: str, *, buffered: bool = False) -> BinaryIO:
+    """Open a file or an object to be read from front to back; on a disk, as it is asked or `buffered`."""
     if is_remote(path):
         return RemotePath(path).open("readahead", _AHEAD_BYTES)
-    return Path(path).open("rb", buffering=0)
+    return Path(path).open("rb", buffering=-1 if buffered else 0)
 
 
 def open_pieces(path: str) -> BinaryIO:

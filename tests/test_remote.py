@@ -167,6 +167,27 @@ def test_other_formats_are_read_as_from_a_disk(store: Store, call: Call, local: 
     assert shard_bytes(local / "out") == shard_bytes(local / "disk")
 
 
+def test_tune_looks_into_the_same_places_of_a_file(store: Store, call: Call, local: Path) -> None:
+    content = b"".join(b'{"text": "row %d"}\n' % i for i in range(200_000))
+    assert len(content) > 3 << 20
+    (local / "places.jsonl").write_bytes(content)
+    store.put("places.jsonl", content)
+    (local / "places.py").write_text("""
+from batchinfer.readers import list_inputs
+from batchinfer.tuning.sample import _starts_of_lines
+found = [
+    [list(_starts_of_lines(file, 1 << 20)) for file in list_inputs([name])]
+    for name in ("places.jsonl", "s3://bucket/places.jsonl")
+]
+assert found[0] == found[1] and len(found[0][0]) >= 2, found
+""")
+    done = subprocess.run(
+        [sys.executable, "places.py"],
+        cwd=local, env=environment(store, local, "one"), capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+
+
 @pytest.mark.parametrize("devices", [["--devices", "cpu:2"], []], ids=["devices", "parts"])
 def test_several_processes_fill_one_folder(
     store: Store, call: Call, folder: str, expected: dict[str, bytes], devices: list[str]

@@ -7,7 +7,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,6 +19,7 @@ from batchinfer.readers import ReadOptions, open_reader
 from batchinfer.readers.base import shown, text_errors
 from batchinfer.readers.parquet import open_parquet
 from batchinfer.readers.text import is_utf8
+from batchinfer.storage import open_file
 from batchinfer.tasks.base import Task
 from batchinfer.tokenization import Encoder
 
@@ -177,7 +177,7 @@ def _starts_of_lines(file: InputFile, max_line_bytes: int) -> Iterator[Position]
     """The line that begins behind each of some evenly spaced offsets."""
     num = min(MAX_PLACES, file.size // PLACE_BYTES)
     try:
-        with Path(file.path).open("rb") as stream:
+        with open_file(file.path, buffered=True) as stream:
             for index in range(1, num):
                 stream.seek(file.size * index // num)
                 if stream.readline(max_line_bytes).endswith(b"\n") and stream.tell() < file.size:
