@@ -196,6 +196,7 @@ def forget_position() -> None:
     import dataclasses
 
     from batchinfer.core import Position, Shard
+    from batchinfer.writers import run_folder
     from batchinfer.writers import shard as module
 
     make_footer = vars(module)["make_footer"]
@@ -207,6 +208,8 @@ def forget_position() -> None:
         return footer
 
     set_all("make_footer", forgetful, module)
+    # Nor does anybody see that shards do not join: that alone ends an undisturbed run.
+    set_all("pairwise", lambda shards: (), run_folder)
 
 
 def replan_first() -> None:
