@@ -32,6 +32,7 @@ from batchinfer.knobs import (
     AutoInt,
     Columns,
     CountOrPercentage,
+    DeviceMap,
     Devices,
     Duration,
     Encoding,
@@ -232,10 +233,10 @@ class RunConfig(BaseModel):
         SPEED,
         free=True,
     )
-    device_map: Literal["auto", "balanced", "sequential"] | None = knob(
+    device_map: DeviceMap = knob(
         None,
         "For a model that no device holds: spread its layers over GPUs, the CPU's memory and disk, by "
-        "accelerate [default: one device]",
+        "accelerate: auto, balanced, sequential, or none [default: one device]",
         SPEED,
         free=True,
     )

@@ -109,7 +109,9 @@ def _passing_on(stopped: Callable[[], bool], stopping: Event) -> Iterator[None]:
         yield
     finally:
         over.set()
-        thread.join()
+        thread.join(
+            1.0
+        )  # one that was killed while it looked at the event would hold this one up for ever
 
 
 @contextmanager

@@ -31,6 +31,7 @@ _LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "pyarrow", "p
 _OPTIONAL = (
     ("openvino", "--engine openvino", "batchinfer[openvino]"),
     ("peft", "--adapter", "batchinfer[peft]"),
+    ("ray", "--executor ray", "batchinfer[ray]"),
     ("matplotlib", "the plots of tune", "batchinfer[report]"),
     ("s3fs", "s3://", "batchinfer[s3]"),
     ("gcsfs", "gs://", "batchinfer[gs]"),
@@ -154,9 +155,12 @@ def _devices() -> Iterator[Device]:
 
     for index in range(torch.cuda.device_count()):
         name = f"cuda:{index}"
-        free, total = torch.cuda.mem_get_info(index)
-        kind = torch.cuda.get_device_name(index)
-        yield Device(name, kind, total, free, resolve_dtype("auto", name))
+        try:
+            free, total = torch.cuda.mem_get_info(index)
+            kind = torch.cuda.get_device_name(index)
+            yield Device(name, kind, total, free, resolve_dtype("auto", name))
+        except RuntimeError as error:  # broken, or another process's alone
+            yield Device(name, f"cannot be used: {one_line(error)}", 0, None, "nothing")
     if torch.backends.mps.is_available():
         yield Device("mps", "Apple GPU", usable_memory(), None, resolve_dtype("auto", "mps"))
     yield Device("cpu", cpu_name(), usable_memory(), None, resolve_dtype("auto", "cpu"))
@@ -198,7 +202,7 @@ def _create_twice(place: Place) -> None:
     """
     name = f".batchinfer-probe-{secrets.token_hex(4)}"
     if isinstance(place, RemotePath):
-        (place / name).require_exclusive_create()
+        (place / "_batchinfer" / name).require_exclusive_create()
         return
     folder = place.absolute()
     while not folder.is_dir() and folder != folder.parent:

@@ -42,6 +42,11 @@ def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
     return dataclasses.replace(plan, segments=tuple(segments))
 
 
+def are_touched(plan: Plan) -> bool:
+    """Whether a file has another time or version than when the job was planned."""
+    return any(as_it_is_now(segment)[0] != segment for segment in plan.segments)
+
+
 def as_it_is_now(segment: Segment) -> tuple[Segment, list[JobMismatchError]]:
     """A segment with the present times of its files; an error for each that is gone or has another size.
 

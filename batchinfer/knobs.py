@@ -8,7 +8,7 @@ from __future__ import annotations
 import codecs
 import re
 from collections.abc import Mapping
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AfterValidator, BeforeValidator, Field
 
@@ -80,6 +80,10 @@ def _unicode(value: str) -> str:
 
 def _auto_is_none(value: Any) -> Any:
     return None if value == "auto" else value
+
+
+def _none_is_none(value: Any) -> Any:
+    return None if value == "none" else value
 
 
 _DURATION = re.compile(r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?")
@@ -162,6 +166,9 @@ AutoInt = Annotated[int | None, BeforeValidator(_auto_is_none)]
 AutoFloat = Annotated[float | None, BeforeValidator(_auto_is_none)]
 AutoBool = Annotated[bool | None, BeforeValidator(_auto_is_none)]
 Devices = Annotated[str | None, BeforeValidator(_several_devices)]
+DeviceMap = Annotated[
+    Literal["auto", "balanced", "sequential"] | None, BeforeValidator(_none_is_none)
+]
 Memories = Annotated[str | None, BeforeValidator(_memories)]
 ActorCount = Annotated[str | None, BeforeValidator(_actor_count)]
 Duration = Annotated[float | None, BeforeValidator(to_seconds)]

@@ -15,9 +15,9 @@ from typing import Any
 
 from batchinfer.config import RunConfig, flag_name
 from batchinfer.core import ChunkId, Shard, Span, retry_spans
-from batchinfer.engines import describe_model
+from batchinfer.engines import describe_model, require_fit
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
-from batchinfer.inputs import check_inputs
+from batchinfer.inputs import are_touched, check_inputs
 from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas, make_plan, with_profile
 from batchinfer.reporting.progress import Progress, Silent
@@ -79,7 +79,7 @@ def run(
                 )
             plan = plan.as_held(held)
             work = _Work.of(folder, plan)
-            work.plan = check_inputs(plan, work.shards)
+            work.check_inputs()
             return _answer_all(work, worker)
 
 
@@ -123,16 +123,26 @@ def resume(
                 changes.setdefault("executor", "auto")
             if changes.get("executor") == "ray":
                 changes.setdefault("devices", None)
+            if changes.get("device_map"):
+                changes.setdefault("device", "auto")
+                changes.setdefault("devices", None)
+            elif changes.get("devices") or changes.get("device", "auto") != "auto":
+                changes.setdefault("device_map", None)
             if changes.get("devices"):
                 changes.setdefault("device", "auto")
             elif changes.get("device"):
                 changes.setdefault("devices", None)
+            if changes.get("device_map", "") is None:
+                changes.setdefault("max_memory", None)
+                changes.setdefault("offload_folder", None)
             held = require_plan(output)
             plan = held.with_changes(output=str(output), **changes)
             if part is not None and plan.config.executor == "ray":
                 raise UsageError("--shard: not with --executor ray, which hands out all chunks")
             if plan.config.deadline is not None:
                 stop.set_by(plan.config.deadline)
+            if retry_errors or verify:
+                folder.require_alone()
             work = _Work.of(folder, plan, read_pages=verify)
             if retry_errors:
                 work.failed = folder.failed(work.shards)
@@ -140,7 +150,8 @@ def resume(
             if work.left:
                 require_consent(plan, consents, "resume")
                 check_schemas(plan)
-                work.plan = check_inputs(plan, work.shards)
+                work.check_inputs()
+                require_fit(plan.config)
                 try:
                     model, model_folder = describe_model(
                         plan.config, plan.input_schema, plan.model.widths
@@ -202,6 +213,13 @@ class _Work:
             share = Share.of(folder.part, plan.segments, plan.num_rows_estimate, plan.chunk_rows)
         return cls(folder, plan, share, folder.shards(plan, share, read_pages=read_pages))
 
+    def check_inputs(self) -> None:
+        """See that the inputs are what was planned; raises what `inputs.check_inputs` raises."""
+        shards: Mapping[ChunkId, Shard] = self.shards
+        if self.share is not None and are_touched(self.plan):
+            shards = self.folder.shards(self.plan)  # others' too: all are made of one input
+        self.plan = check_inputs(self.plan, shards)
+
     @property
     def own_shards(self) -> Iterator[Shard]:
         share = self.share
@@ -252,6 +270,8 @@ class _Work:
 def _answer_all(work: _Work, worker: Worker) -> RunReport:
     """Answer what is left, and vouch for the whole."""
     folder, plan = work.folder, work.plan
+    if work.left and folder.is_finished:  # by another run, since this one has looked
+        work.shards = folder.shards(plan, work.share)
     begun = bool(work.left)
     if begun:
         worker.has_answered = any(s.num_errors < s.num_rows for s in work.shards.values())

@@ -320,6 +320,7 @@ _REASONS = {
 _VERSIONS = (
     "ETag", "etag", "generation", "blob_id", "content_md5", "md5Hash",
     "LastModified", "last_modified", "updated", "mtime",
+    "Content-MD5", "Digest", "Last-Modified",
 )  # fmt: skip
 
 

@@ -198,6 +198,27 @@ def test_several_processes_fill_one_folder(
         done = call("run", "in", *JOB, *flags, "-o", out, "--quiet", machine=str(number))
         assert done.returncode == 0, done.stderr
     assert store.objects(f"{folder}/data/") == expected
+    assert not store.keys(f"{folder}/_batchinfer/holder"), "each takes back that it is there"
+
+
+def test_who_answers_a_part_is_seen_by_who_would_change_shards(
+    store: Store, call: Call, local: Path, folder: str
+) -> None:
+    out = f"s3://bucket/{folder}"
+    process = subprocess.Popen(
+        command("run", "in", *JOB, "--shard", "0/2", "-o", out, "--quiet"),
+        cwd=local, env=environment(store, local, "one"),
+    )  # fmt: skip
+    while not store.keys(f"{folder}/data/part-") and process.poll() is None:
+        time.sleep(0.01)
+    process.kill()
+    assert process.wait() == -9, "it was done before it was killed"
+    there = store.objects(f"{folder}/data/")
+    refused = call("run", "in", *JOB, "-o", out, "--overwrite", "--quiet", machine="two")
+    assert refused.returncode == 75 and "may be at work" in refused.stderr, refused.stderr
+    assert store.objects(f"{folder}/data/") == there
+    # Its own machine knows that it is dead.
+    assert call("run", "in", *JOB, "-o", out, "--overwrite", "--quiet").returncode == 0
 
 
 # -- whatever dies ---------------------------------------------------------------------------------
@@ -308,11 +329,16 @@ def test_who_may_be_at_work_elsewhere_is_not_disturbed(
 ) -> None:
     out = f"s3://bucket/{folder}"
     assert call("run", "in", *JOB, "-o", out, "--quiet").returncode == 0
-    key = f"{folder}/_batchinfer/holder.json"
-    store.put(key, json.dumps({"pid": 17, "host": "far-away", "run_id": "x"}).encode())
+    key = f"{folder}/_batchinfer/holder-x.json"
+    word = {"pid": 17, "host": "far-away", "machine": "another"}
+    store.put(key, json.dumps(word).encode())
     replaced = call("run", "in", *JOB, "--limit", "50", "-o", out, "--overwrite", "--quiet")
     assert replaced.returncode == 75, replaced.stderr
-    assert "pid 17 on far-away" in replaced.stderr and "holder.json" in replaced.stderr
+    assert (
+        "pid 17 on far-away" in replaced.stderr and f"delete s3://bucket/{key}" in replaced.stderr
+    )
+    tried = call("resume", out, "--retry-errors", "--quiet")
+    assert tried.returncode == 75 and "pid 17 on far-away" in tried.stderr
     assert store.objects(f"{folder}/data/") == expected
     store.remove(f"{folder}/data/_SUCCESS")
     store.remove(f"{folder}/data/part-000000-000003.parquet")
@@ -391,6 +417,16 @@ def test_a_server_without_ranges_is_refused(call: Call, local: Path) -> None:
     assert done.returncode == 66, done.stderr
     [line] = done.stderr.splitlines()
     assert "as a whole only" in line and "download" in line
+
+
+def test_addresses_that_differ_in_queries_alone_are_refused(call: Call, store: Store) -> None:
+    """Of their rows, `_source` could not say which is whose; nor may a password stand there."""
+    host = store.endpoint.removeprefix("http://")
+    one = f"http://bob:hunter22@{host}/bucket/in/a.jsonl"
+    done = call("run", f"{one}?v=1", f"{one}?v=2", *JOB, "-o", "x", "--quiet")
+    assert done.returncode == 2, done.stderr
+    [line] = done.stderr.splitlines()
+    assert "differ in their queries alone" in line and "hunter22" not in line
 
 
 def test_a_library_that_is_missing_is_named(call: Call, local: Path) -> None:

@@ -31,7 +31,7 @@ from batchinfer.core import (
     Span,
     pending_spans,
 )  # fmt: skip
-from batchinfer.errors import StorageError, UsageError
+from batchinfer.errors import JobMismatchError, StorageError, UsageError
 from batchinfer.readers import chunking, listing, offsets
 from batchinfer.runner import run as run_here
 from batchinfer.sharing import Part, Share, part_of
@@ -257,6 +257,43 @@ def test_what_needs_the_folder_alone_is_refused(cli: Cli, tmp_path: Path) -> Non
     damaged.write_bytes(damaged.read_bytes()[:-40])
     refused = cli(*job)
     assert refused.returncode == 74 and "without --shard" in refused.stderr
+
+
+def test_a_part_answers_no_other_input_than_the_parts_before_it(tmp_path: Path) -> None:
+    """A file that was replaced by one as large is compared with what anybody made of it."""
+    source = write_rows(tmp_path / "in.jsonl", {}, num_rows=300)
+    config = RunConfig(
+        inputs=(str(source),), output=str(tmp_path / "out"), engine="fake", workers=0, chunk_rows=10
+    )
+    run_here(config.model_copy(update={"shard": "0/3"}))
+    content = source.read_bytes()
+    changed = content[:30].replace(b"0", b"7") + content[30:]
+    assert changed != content and len(changed) == len(content)
+    source.write_bytes(changed)
+    with pytest.raises(
+        JobMismatchError, match="part-000000-000000.parquet was made from other rows"
+    ):
+        run_here(config.model_copy(update={"shard": "2/3"}))
+
+
+def test_a_shard_that_is_not_of_the_job_is_refused_in_the_end(tmp_path: Path) -> None:
+    """One of an actor, say, that outlived the job that stood in the folder before."""
+    source = write_rows(tmp_path / "in.jsonl", {}, num_rows=30)
+    config = RunConfig(
+        inputs=(str(source),), output=str(tmp_path / "out"), engine="fake", workers=0, chunk_rows=10
+    )
+    data = tmp_path / "out" / "data"
+    run_here(config)
+    (data / "_SUCCESS").unlink()
+    shutil.copy(data / "part-000000-000002.parquet", tmp_path / "late.parquet")
+    with RunFolder(tmp_path / "out") as folder:
+        shards = folder.shards(require_plan(tmp_path / "out"))
+        shutil.copy(tmp_path / "late.parquet", data / "part-000000-000003.parquet")
+        with pytest.raises(
+            JobMismatchError, match="000003.parquet: stands for a part of the input"
+        ):
+            folder.finish(shards)
+    assert not (data / "_SUCCESS").exists()
 
 
 @pytest.mark.parametrize("order", [(3, 2, 1, 0), (2, 0, 3, 1)])

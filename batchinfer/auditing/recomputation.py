@@ -215,6 +215,11 @@ def _plainest(plan: Plan, device: str) -> RunConfig:
         "device": device,
         "devices": None,
         "executor": "auto",
+        **(
+            {}
+            if device == "auto"
+            else dict.fromkeys(("device_map", "max_memory", "offload_folder"))
+        ),
         "attention": "auto",
         "compile": False,
         "threads": None,

@@ -91,6 +91,8 @@ def require(config: RunConfig) -> None:
     ):
         if is_given:
             raise UsageError(f"--device-map {config.device_map}: not with {other}; leave one out")
+    if config.executor == "ray":  # the GPUs are those of other machines
+        return
     named = [device for device in _by_device(config.max_memory) or () if isinstance(device, int)]
     if named:
         import torch

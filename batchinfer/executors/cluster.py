@@ -97,6 +97,7 @@ class Cluster(Executor):
                 if isinstance(message, BatchBudget):
                     return message
                 self._take(message)
+        self._send("stop")
         return self.default_budget
 
     def process(

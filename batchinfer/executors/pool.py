@@ -17,7 +17,7 @@ from batchinfer.attempts import Attempts
 from batchinfer.children import Line
 from batchinfer.core import BatchBudget, ChunkId, Span, shard_name, without_chunks
 from batchinfer.engines.base import DeviceLostError
-from batchinfer.errors import ModelError
+from batchinfer.errors import JobMismatchError, ModelError
 from batchinfer.executors.base import Committed
 from batchinfer.executors.cluster import Ended, Grown
 from batchinfer.executors.passes import Ready, Taken
@@ -25,7 +25,7 @@ from batchinfer.plan import Plan
 from batchinfer.prefetch import Prefetch
 from batchinfer.readers import cut_span
 from batchinfer.stages import StageSeconds
-from batchinfer.storage import Place
+from batchinfer.storage import Place, RemotePath
 from batchinfer.writers.footer import FooterError, read_footer
 from batchinfer.writers.run_folder import RunFolder
 
@@ -150,13 +150,20 @@ class Pool:
         """Wait for the first actor. Raises ModelError where it dies, and EOFError."""
         since, has_said = time.monotonic(), False
         while True:
-            for _, message in self._heard():
+            for member, message in self._heard():
                 if isinstance(message, Ready):
                     self._line.send(message)
                     return
-                if isinstance(message, Death):
+                if not isinstance(message, Death):
+                    self._line.send(message)
+                    continue
+                self._members.remove(member)
+                deaths = member.deaths + 1
+                if deaths < DEATHS_OF_AN_ACTOR:
+                    log.warning(f"an actor {message}; another is started")
+                    self._members.append(_Member(self._crew.start(), deaths))
+                elif not self._members:
                     raise ModelError(f"{self._plan.model.name}: an actor {message}")
-                self._line.send(message)
             is_placed = any(member.is_placed for member in self._members)
             if not (is_placed or has_said) and time.monotonic() > since + _PATIENCE_SECONDS:
                 has_said = True
@@ -168,7 +175,12 @@ class Pool:
         """Have an actor find the batch budget."""
         first = next(member for member in self._members if member.is_ready)
         first.actor.tell("probe")
+        is_stopped = False
         while True:
+            if not is_stopped and self._pipe.poll():  # a stop: nothing else is ordered meanwhile
+                self._pipe.recv()
+                is_stopped = True
+                first.actor.tell("stop")
             for member, message in self._heard():
                 if isinstance(message, BatchBudget):
                     self._line.send(message)
@@ -341,20 +353,26 @@ class Pool:
         """Start an actor anew; return what others can answer of what it had."""
         member.actor.close()
         self._members.remove(member)
-        for committed in _committed_unheard(folder, member.left()):
+        for committed in _committed_unheard(folder, member.left(), self._plan.id):
             member.committed(committed.shard.id)
             self._line.send(committed)
-        marked = attempts.marked()
+        # What actors mark on other machines is not seen here where the folder lies in a store: there, all
+        # that an actor had may be what it died of.
+        marked = None if isinstance(folder.path, RemotePath) else attempts.marked()
         again: list[Span] = []
         suspects = 0
         for span in member.left():
             assert span.stop is not None
-            ids = {ChunkId(span.segment.index, n) for n in range(span.begin, span.stop)} & marked
+            ids = {ChunkId(span.segment.index, n) for n in range(span.begin, span.stop)}
+            if marked is not None:
+                ids &= marked
             self._deaths.update(ids)
             left_out = {id for id in ids if self._deaths[id] >= DEATHS_OF_A_CHUNK}
             suspects += len(left_out)
             for id in ids - left_out:
                 attempts.end(id)
+            for id in left_out:
+                attempts.begin(id)
             again += without_chunks(span, {id.chunk for id in left_out})
         self._suspects += suspects
         deaths = member.deaths + 1
@@ -380,13 +398,17 @@ class Pool:
             member.actor.close()
 
 
-def _committed_unheard(folder: RunFolder, spans: Sequence[Span]) -> Iterator[Committed]:
-    """The shards of an actor that died before it could tell of them."""
+def _committed_unheard(
+    folder: RunFolder, spans: Sequence[Span], plan_id: str
+) -> Iterator[Committed]:
+    """The shards of an actor that died before it could tell of them. Raises JobMismatchError."""
     for span in spans:
         if span.rows is not None or span.stop is None:  # those shards stood before
             continue
         for number in range(span.begin, span.stop):
             path = folder.data / shard_name(ChunkId(span.segment.index, number))
             with suppress(FileNotFoundError, FooterError):
-                shard, _ = read_footer(path)
+                shard, found = read_footer(path)
+                if found != plan_id:
+                    raise JobMismatchError(f"{path}: another job has committed this shard")
                 yield Committed(shard, shard.num_rows, shard.num_tokens)

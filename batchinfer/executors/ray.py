@@ -115,7 +115,7 @@ class RayCrew:
             self.most = int(most or least)
             # What fits is asked for at once; more, up to the most, when there is work for them.
             self.least = max(int(least), min(self._fits(free), self.most))
-        if not gpus and config.device == "auto":
+        if not gpus and config.device == "auto" and config.device_map is None:
             job = job.on("cpu", 1)
         self._arguments = (job if gpus else job.with_threads(cpus), level, is_isolated)
 

@@ -73,7 +73,9 @@ def list_inputs(inputs: Sequence[str], format: str = "auto", exclude: str = "") 
     if not found:
         raise InputError("no input was named; give a file, a glob or a folder")
     base = os.path.commonpath([os.path.dirname(_as_path(file.path)) for file in found.values()])
-    return [_input_file(file, base) for file in found.values()]
+    files = [_input_file(file, base) for file in found.values()]
+    _refuse_one_name_for_two(files)
+    return files
 
 
 def group_segments(files: Iterable[InputFile]) -> tuple[Segment, ...]:
@@ -255,6 +257,17 @@ def _input_file(file: _Found, base: str) -> InputFile:
     )
 
 
+def _refuse_one_name_for_two(files: Sequence[InputFile]) -> None:
+    """Of two addresses that differ in their queries alone, rows could not be told apart."""
+    by_source: dict[str, str] = {}
+    for file in files:
+        if is_remote(file.path) and by_source.setdefault(file.source, file.path) != file.path:
+            raise UsageError(
+                f"{shown(file.path)}: called {shown(file.source)} as another input is, as they differ in "
+                "their queries alone; download them under names of their own, or give each a run"
+            )
+
+
 def _real(path: str) -> str:
     """What tells two names of one file from those of two files."""
     return path if is_remote(path) else os.path.realpath(path)
@@ -265,7 +278,10 @@ def _as_path(path: str) -> str:
     if not is_remote(path):
         return path
     scheme, _, rest = path.partition("://")
-    return f"/{scheme}/{rest.partition('?')[0] if RemotePath(path).is_web else rest}"
+    if RemotePath(path).is_web:
+        host, slash, below = rest.partition("?")[0].partition("/")
+        rest = host.rpartition("@")[2] + slash + below  # without a password
+    return f"/{scheme}/{rest}"
 
 
 def _parts(path: str) -> list[str]:

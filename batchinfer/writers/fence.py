@@ -22,6 +22,8 @@ from batchinfer.writers.durable import open_regular
 _PREFIX, _SUFFIX = "guest-", ".lock"
 #: How long a run waits for those of one before it: Ray ends a dead run's actors within seconds.
 _WAIT_SECONDS = 30.0
+#: How long a network file system may show what stood in a folder before.
+_LOOK_SECONDS = 5.0
 
 
 @contextmanager
@@ -40,17 +42,24 @@ def guest_of(state: Path, run_id: str, name: str) -> Iterator[None]:
         ) from None
     try:
         fcntl.lockf(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        try:
-            with open_regular(holder) as file:
-                found = json.loads(file.read())["run_id"]
-        except (OSError, ValueError, KeyError, TypeError):
-            found = ""
-        if found != run_id:
-            raise Interrupted(f"{state.parent}: the run that this was to help is over")
+        until = time.monotonic() + _LOOK_SECONDS
+        while _run_of(holder) != run_id:
+            if time.monotonic() >= until:
+                raise Interrupted(f"{state.parent}: the run that this was to help is over")
+            time.sleep(0.2)
         yield
         lock.unlink(missing_ok=True)
     finally:
         os.close(descriptor)
+
+
+def _run_of(holder: Path) -> str:
+    """The run that says that it holds the folder; empty where none does."""
+    try:
+        with open_regular(holder) as file:
+            return str(json.loads(file.read())["run_id"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return ""
 
 
 def await_guests(temporary: Path) -> None:

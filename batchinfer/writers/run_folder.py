@@ -60,6 +60,7 @@ from batchinfer.writers.fence import await_guests, forget_guests, guest_of, is_g
 from batchinfer.writers.footer import FooterError, read_columns, read_footer, read_footers
 from batchinfer.writers.footer import read_pages as read_all_pages
 from batchinfer.writers.journal import is_journal
+from batchinfer.writers.presence import Presence
 from batchinfer.writers.shard_table import ShardTable
 
 log = logging.getLogger("batchinfer")
@@ -87,9 +88,8 @@ class RunFolder:
         self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
         self.attempts = Attempts(self.temporary)
         self._locks: list[int] = []
-        #: In a store: where this holder said who it is, or who else did so on another machine.
-        self._announced: Place | None = None
-        self._elsewhere = ""
+        #: In a store: this holder's word, beside those of others.
+        self._presence: Presence | None = None
 
     # -- opening ---------------------------------------------------------------------------------
 
@@ -109,7 +109,7 @@ class RunFolder:
                     sync_directory(directory)
             self._clean_temporary()
             self._announce()
-            await_guests(self.temporary)
+            await_guests(self.local / "tmp")
         except BaseException:
             self._release()
             raise
@@ -123,8 +123,8 @@ class RunFolder:
     ) -> None:
         with suppress(OSError):
             (self._own / "holder.json").unlink(missing_ok=True)
-            if self._announced is not None:
-                self._announced.unlink(missing_ok=True)
+            if self._presence is not None:
+                self._presence.withdraw()
             forget_guests(self.temporary)
         self._release()
 
@@ -204,32 +204,27 @@ class RunFolder:
         self._unlock()
 
     def _announce(self) -> None:
-        host = socket.gethostname()
-        holder = {"pid": os.getpid(), "host": host, "run_id": self.run_id}
+        holder = {"pid": os.getpid(), "host": socket.gethostname(), "run_id": self.run_id}
         content = json.dumps(holder).encode()
         replace(self._temporary_of("holder"), self._own / "holder.json", content)
-        if isinstance(self.state, RemotePath) and self.part is None:
-            # No lock reaches other machines, so it is said in the store. Whoever was killed there left word
-            # too: that keeps nobody from adding shards, only from changing those that are there.
-            place = self.state / "holder.json"
-            if not publish(self.temporary, place, content):
-                other = _read_holder(place)
-                if other is not None and other[1] != host:
-                    self._elsewhere = f"pid {other[0]} on {other[1]}"
-                    log.warning(
-                        f"{self.path}: {self._elsewhere} has begun here and not ended; each row is "
-                        "answered once all the same"
-                    )
-                    return
-                replace(self.temporary, place, content)
-            self._announced = place
+        if isinstance(self.state, RemotePath):
+            self._presence = Presence(self.state, self.local, self.run_id)
+            if self.part is None:  # the lock says that no other holder of this machine is alive
+                self._presence.forget_killed()
+            if others := self._presence.others():
+                log.warning(
+                    f"{self.path}: {', '.join(sorted(others.values())[:_MOST_HOLDERS])} began here and did "
+                    "not end; each row is answered once all the same"
+                )
+            self._presence.announce()
 
-    def _require_alone(self) -> None:
+    def require_alone(self) -> None:
         """See that nobody on another machine may be at work here. Raises Interrupted."""
-        if self._elsewhere:
+        if self._presence is not None and (others := self._presence.others()):
+            place, who = min(others.items())
             raise Interrupted(
-                f"{self.path}: {self._elsewhere} may be at work here, and shards are to be changed; when "
-                f"it is not, delete {self.state}/holder.json and start this again"
+                f"{self.path}: {who} may be at work here, and shards are to be changed; when it is not, "
+                f"delete {place} and start this again"
             )
 
     def _clean_temporary(self) -> None:
@@ -286,7 +281,7 @@ class RunFolder:
         return self.join(plan)
 
     def _remove_shards(self) -> None:
-        self._require_alone()
+        self.require_alone()
         names = list_names(self.data)
         for name in names:
             if parse_shard_name(name) is None:
@@ -423,7 +418,7 @@ class RunFolder:
 
     def replace(self, name: str, content: memoryview) -> None:
         """Put a shard in the place of the one that stands; `_SUCCESS` must have been taken back."""
-        self._require_alone()
+        self.require_alone()
         replace(self._temporary_of(name), self.data / name, content)
 
     def _temporary_of(self, name: str) -> Path:
@@ -438,7 +433,7 @@ class RunFolder:
                 (self.temporary / name).unlink(missing_ok=True)
 
     def _quarantine(self, names: list[str]) -> None:
-        self._require_alone()
+        self.require_alone()
         self.retract_success()
         quarantine = self.state / "quarantine"
         make_directory(quarantine)
@@ -471,18 +466,21 @@ class RunFolder:
         self._clear_journals()
         if self.is_finished:
             return
-        names = set(list_names(self.data))
-        for name in map(shard_name, shards):
-            if name not in names:
-                raise StorageError(
-                    f"{self.data / name}: vanished under way; run `batchinfer resume`"
-                )
+        names = set(filter(parse_shard_name, list_names(self.data)))
+        expected = set(map(shard_name, shards))
+        for name in sorted(expected - names):
+            raise StorageError(f"{self.data / name}: vanished under way; run `batchinfer resume`")
+        for name in sorted(names - expected):
+            raise JobMismatchError(
+                f"{self.data / name}: stands for a part of the input that the job does not have; move it "
+                "out of the run folder"
+            )
         for before, after in pairwise(sorted(shards)):
             joins = before.segment != after.segment or shards[before].next == shards[after].start
             if not joins:
                 raise StorageError(
                     f"{shards[after].path}: does not begin where {shard_name(before)} ends; delete it, "
-                    f"and {self.state / 'index'}, then `batchinfer resume {self.path}`"
+                    f"and {self.local / 'index'}, then `batchinfer resume {self.path}`"
                 )
         publish(self._temporary_of("success"), self.data / SUCCESS, b"")
 

@@ -77,6 +77,28 @@ def test_a_resume_may_spread_the_model(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
+    "changes", [{"device": "cpu"}, {"devices": "cpu:2"}, {"device_map": "none"}], ids=str
+)
+def test_a_resume_may_go_back_to_a_device(changes: dict[str, Any], tmp_path: Path) -> None:
+    """What was said of a spread model is not said of one that is not."""
+    run(job("tiny-sentiment", tmp_path / "out", chunk_rows=20, **SPREAD))
+    before = read_output(tmp_path / "out")
+    (tmp_path / "out" / "data" / "part-000000-000001.parquet").unlink()
+    resume(tmp_path / "out", **changes)
+    after = read_output(tmp_path / "out")
+    assert after["predicted_label"].equals(before["predicted_label"])
+
+
+def test_a_resume_that_spreads_the_model_leaves_the_devices(tmp_path: Path) -> None:
+    run(job("tiny-sentiment", tmp_path / "out", chunk_rows=20, device="cpu"))
+    (tmp_path / "out" / "data" / "part-000000-000001.parquet").unlink()
+    assert resume(tmp_path / "out", **SPREAD).num_rows == 40
+    (tmp_path / "out" / "data" / "part-000000-000001.parquet").unlink()
+    with pytest.raises(UsageError, match="not with --compile"):
+        resume(tmp_path / "out", compile=True, **SPREAD)
+
+
+@pytest.mark.parametrize(
     ("settings", "said"),
     [
         ({"device": "cpu"}, "--device cpu"),
