@@ -123,7 +123,7 @@ def resume(
                 changes.setdefault("executor", "auto")
             if changes.get("executor") == "ray":
                 changes.setdefault("devices", None)
-            if changes.get("device_map"):
+            if changes.get("device_map") not in (None, "none"):
                 changes.setdefault("device", "auto")
                 changes.setdefault("devices", None)
             elif changes.get("devices") or changes.get("device", "auto") != "auto":
@@ -132,7 +132,7 @@ def resume(
                 changes.setdefault("device", "auto")
             elif changes.get("device"):
                 changes.setdefault("devices", None)
-            if changes.get("device_map", "") is None:
+            if changes.get("device_map", "") in (None, "none"):
                 changes.setdefault("max_memory", None)
                 changes.setdefault("offload_folder", None)
             held = require_plan(output)
