@@ -22,7 +22,7 @@ from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas, make_plan, with_profile
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
-from batchinfer.sharing import Share, part_of
+from batchinfer.sharing import Part, Share, part_of
 from batchinfer.stop import StopSignal
 from batchinfer.storage import RemotePath, list_names, place_of_output
 from batchinfer.worker import Worker
@@ -116,25 +116,7 @@ def resume(
             flag = "--retry-errors" if retry_errors else "--verify"
             raise UsageError(f"--shard: not with {flag}, which needs the folder for itself")
         with RunFolder(output, part) as folder:
-            # A deadline is that of one command; and whoever names devices means those alone.
-            changes.setdefault("deadline", None)
-            changes["shard"] = None
-            if part is not None or changes.get("devices"):
-                changes.setdefault("executor", "auto")
-            if changes.get("executor") == "ray":
-                changes.setdefault("devices", None)
-            if changes.get("device_map") not in (None, "none"):
-                changes.setdefault("device", "auto")
-                changes.setdefault("devices", None)
-            elif changes.get("devices") or changes.get("device", "auto") != "auto":
-                changes.setdefault("device_map", None)
-            if changes.get("devices"):
-                changes.setdefault("device", "auto")
-            elif changes.get("device"):
-                changes.setdefault("devices", None)
-            if changes.get("device_map", "") in (None, "none"):
-                changes.setdefault("max_memory", None)
-                changes.setdefault("offload_folder", None)
+            changes = _with_what_they_replace(changes, part)
             held = require_plan(output)
             plan = held.with_changes(output=str(output), **changes)
             if part is not None and plan.config.executor == "ray":
@@ -166,6 +148,26 @@ def resume(
             worker = Worker(work.plan, model_folder, progress or Silent(), stop)
             with closing(worker):
                 return _answer_all(work, worker)
+
+
+def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
+    """The changes that a resume asks for, and what follows: whoever names devices means those alone."""
+    changes = {"deadline": None, **changes, "shard": None}  # both are those of one command
+    is_spread = changes.get("device_map") not in (None, "none")
+    if part is not None or changes.get("devices"):
+        changes.setdefault("executor", "auto")
+    if changes.get("executor") == "ray":
+        changes.setdefault("devices", None)
+    if changes.get("devices") or is_spread:
+        changes.setdefault("device", "auto")
+    if changes.get("device") and (is_spread or not changes.get("devices")):
+        changes.setdefault("devices", None)
+    if changes.get("devices") or changes.get("device", "auto") != "auto":
+        changes.setdefault("device_map", None)
+    if changes.get("device_map", "") in (None, "none"):
+        changes.setdefault("max_memory", None)
+        changes.setdefault("offload_folder", None)
+    return changes
 
 
 def require_consent(plan: Plan, consents: Mapping[str, bool], command: str) -> None:
