@@ -75,10 +75,11 @@ def begin_anew() -> None:
 
 
 def vouch_for_a_part() -> None:
-    """A part that is done takes the whole for done."""
-    from batchinfer.writers.run_folder import RunFolder
+    """A part that is done takes the whole for done, and does not look whether its shards join."""
+    from batchinfer.writers import run_folder
 
-    set_all("is_complete", lambda self, plan: True, RunFolder)
+    set_all("is_complete", lambda self, plan: True, run_folder.RunFolder)
+    set_all("pairwise", lambda shards: (), run_folder)
 
 
 def forget_the_dead() -> None:
