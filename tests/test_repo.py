@@ -35,7 +35,9 @@ LAYERS = (
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
     ("auditing", "doctor"),
-    ("options", "cli"),
+    ("options",),
+    ("commands",),
+    ("cli",),
     ("__init__", "__main__"),
 )
 

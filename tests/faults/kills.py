@@ -231,7 +231,7 @@ one undisturbed process, and `verify` agrees. A kill that met nobody is repeated
 |---|---|---|---|---|---|
 {table}
 
-All {total} cases recovered, after {kills} kills. Of protocols that are broken on purpose:
+All {total} cases recovered, after {kills} kills. Each of these {mutants} mutants was caught too:
 
 | mutant | caught by |
 |---|---|
@@ -255,6 +255,7 @@ def write_section(page: Path, tallies: Sequence[Tally], caught: dict[str, Tally]
         caught="\n".join(
             f"| {name} | {tally.name}, case {tally.cases} |" for name, tally in caught.items()
         ),
+        mutants=len(caught),
     )  # fmt: skip
     text = page.read_text()
     next_heading = "## Again"
