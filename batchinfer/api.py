@@ -37,7 +37,8 @@ from batchinfer.loader import Loader
 from batchinfer.planning import with_features
 from batchinfer.readers import ReadOptions
 from batchinfer.readers.columns import is_list
-from batchinfer.reporting.progress import TqdmProgress
+from batchinfer.reporting.displays import Notebook
+from batchinfer.reporting.monitor import Monitor
 from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import width_of
@@ -95,24 +96,22 @@ def infer(
     if taken := [name for name in names if name in frame.columns and name not in BOOKKEEPING]:
         raise UsageError(f"the DataFrame has a column '{taken[0]}' already; set output_prefix")
 
-    progress = TqdmProgress()
-    with closing(create_engine(config, task, folder)) as engine:
+    monitor = Monitor([Notebook()], tokens_ahead=task.tokens_ahead)
+    with monitor, closing(create_engine(config, task, folder)) as engine:
         budget = engine.default_budget.override(config.max_batch_tokens, config.max_batch_rows)
         encoder = create_encoder(config, spec, folder)
         loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
-        progress.begin(rows_done=0, rows_expected=len(frame))
-        try:
-            source = (
-                _slices(table)
-                if task.name == "module"
-                else _chunks(frame, config.text_columns, lists, values)
-            )
-            chunks = map(loader.prepare, source)
-            answered = sorted(
-                answer(chunks, engine, progress, StopSignal()), key=lambda done: done.chunk.id
-            )
-        finally:
-            progress.end()
+        monitor.begin(rows_done=0, rows_expected=len(frame))
+        monitor.open({})
+        source = (
+            _slices(table)
+            if task.name == "module"
+            else _chunks(frame, config.text_columns, lists, values)
+        )
+        chunks = map(loader.prepare, source)
+        answered = sorted(
+            answer(chunks, engine, monitor, StopSignal()), key=lambda done: done.chunk.id
+        )
     tables = [assemble(part, task, schema, config.output_prefix) for part in answered]
     table = pa.concat_tables([schema.empty_table(), *tables]).select(names)
     answers = table.to_pandas()

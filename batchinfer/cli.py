@@ -18,7 +18,7 @@ import typer
 
 from batchinfer import __version__
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
-from batchinfer.commands.console import print_out, print_to_stderr, safe
+from batchinfer.commands.console import complain, print_out, print_to_stderr
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
@@ -112,7 +112,7 @@ def _one_line(error: typer.TyperException) -> str:
 
 
 def _fail(message: str, code: int) -> int:
-    print_to_stderr(safe(f"batchinfer: {message}"))
+    complain(message)
     return code
 
 

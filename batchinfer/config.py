@@ -226,6 +226,21 @@ class RunConfig(BaseModel):
         gt=0,
     )
 
+    progress: Literal["auto", "bar", "log", "json", "none"] = knob(
+        "auto",
+        "How to say how far it is, on stderr; auto: a bar in a terminal, else a line every 30 s; json: all "
+        "of it as JSON lines",
+        CONDUCT,
+        free=True,
+    )
+    metrics_file: Text | None = knob(
+        None,
+        "Also keep the figures in a Prometheus text file (NAME.prom)",
+        CONDUCT,
+        free=True,
+        min_length=1,
+    )
+
     device: str = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
     devices: Devices = knob(
         None,

@@ -13,7 +13,6 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from dataclasses import asdict, dataclass
-from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
@@ -21,12 +20,11 @@ from typing import Any
 from batchinfer import __version__
 from batchinfer.errors import BatchInferError, one_line
 from batchinfer.machine import cache_folder, cpu_name, usable_cores, usable_memory
+from batchinfer.reporting.facts import versions
 from batchinfer.storage import Place, RemotePath, place_of_output
 from batchinfer.writers.durable import publish
 from batchinfer.writers.run_folder import describe_holder, has_plan, is_locked
 
-#: What the answers and the speed depend on.
-_LIBRARIES = ("torch", "transformers", "tokenizers", "accelerate", "pyarrow", "pandas", "numpy")
 #: What opens more doors: its module, what it is for, and how it is installed.
 _OPTIONAL = (
     ("openvino", "--engine openvino", "batchinfer[openvino]"),
@@ -129,7 +127,7 @@ def examine(output: str = "") -> Diagnosis:
     UsageError for an address that nothing can be written to.
     """
     return Diagnosis(
-        versions={"batchinfer": __version__, "python": platform.python_version(), **_versions()},
+        versions={"batchinfer": __version__, **versions()},
         platform=platform.platform(terse=True),
         cores=usable_cores(),
         devices=tuple(_devices()),
@@ -138,14 +136,6 @@ def examine(output: str = "") -> Diagnosis:
         missing=tuple(one for one in _OPTIONAL if find_spec(one[0]) is None),
         folder=_examine_folder(output) if output else None,
     )
-
-
-def _versions() -> dict[str, str]:
-    found = {}
-    for name in _LIBRARIES:
-        with suppress(PackageNotFoundError):
-            found[name] = version(name)
-    return found
 
 
 def _devices() -> Iterator[Device]:

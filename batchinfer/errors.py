@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import os
 import re
+from typing import Any
 
 #: Variables whose values are nobody's business: HF_TOKEN, OPENAI_API_KEY, AWS_SECRET_ACCESS_KEY, …
 _SECRET_NAME = re.compile(
@@ -119,6 +120,13 @@ class StorageError(BatchInferError):
 
 
 class Interrupted(BatchInferError):
-    """The run stopped cleanly before its end; what is committed stays, `resume` goes on."""
+    """The run stopped cleanly before its end; what is committed stays, `resume` goes on.
+
+    `report`: the RunReport of what was done, where it is known.
+    """
 
     exit_code = 75
+
+    def __init__(self, what: str, *, report: Any = None) -> None:
+        super().__init__(what)
+        self.report = report

@@ -8,6 +8,8 @@ between chunks.
 
 from __future__ import annotations
 
+import os
+import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -27,7 +29,7 @@ from batchinfer.core import (
     LoadedChunk,
 )
 from batchinfer.engines.base import Engine
-from batchinfer.reporting.progress import Progress
+from batchinfer.reporting.progress import Measured, Progress
 from batchinfer.stages import Stopwatch
 from batchinfer.stop import StopSignal
 from batchinfer.tasks.base import AnswerField
@@ -36,6 +38,8 @@ from batchinfer.writers.journal import Journal
 Done = TypeVar("Done")
 
 NO_JOURNAL = Journal()
+#: How often a device says what it was at, in seconds.
+_METER_SECONDS = 0.5
 #: Shards that may wait for the writer before the device waits too.
 WRITE_BEHIND = 2
 
@@ -50,6 +54,7 @@ def answer(
     """Yield each chunk when its last answer is in; what its journal holds is not asked again."""
     gathering: dict[ChunkId, Gathering] = {}
     engine.stopped = lambda: stop.out_of_time
+    meter = _Meter(engine, progress)
 
     def feed() -> Iterator[Batch]:
         for loaded in chunks:
@@ -59,7 +64,11 @@ def answer(
             for indices, answers in journal.read(loaded):
                 gathered.recall(indices, answers)
                 progress.recalled(len(indices))
-            for batch in gathered.open_batches():
+            batches = list(gathered.open_batches())
+            recalled, _ = gathered.recalled
+            tokens = sum(batch.num_tokens for batch in batches)
+            progress.loaded(loaded.num_rows - recalled, tokens)
+            for batch in batches:
                 if stop.out_of_time:
                     return
                 yield batch
@@ -70,13 +79,36 @@ def answer(
             gathered.add(batch, answers)
             journal.write(gathered.loaded, batch, answers)
             progress.answered(len(batch), batch.num_tokens)
+            meter.tell()
             if gathered.is_complete:
                 answered = gathering.pop(batch.chunk).result()
                 progress.answered(answered.num_rows - len(answered.requests), 0)
                 progress.failed(len(answered.errors))
                 yield answered
             if stop.out_of_time:  # what is under way is dropped
-                return
+                break
+    meter.tell(is_last=True)
+
+
+class _Meter:
+    """Says a few times a second what a device was at."""
+
+    def __init__(self, engine: Engine, progress: Progress) -> None:
+        self._engine, self._progress = engine, progress
+        self._name = f"{os.uname().nodename}:{os.getpid()}"
+        self._told, self._splits, self._due = engine.watch.seconds, engine.splits, 0.0
+
+    def tell(self, *, is_last: bool = False) -> None:
+        now = time.monotonic()
+        if now < self._due and not is_last:
+            return
+        self._due = now + _METER_SECONDS
+        stages, splits = self._engine.watch.seconds, self._engine.splits
+        since = Measured(
+            self._name, stages - self._told, splits - self._splits, self._engine.memory_use()
+        )
+        self._told, self._splits = stages, splits
+        self._progress.measured(since)
 
 
 def write_behind(

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+from dataclasses import dataclass
 from pathlib import Path
 
 #: Instructions that decide which precision and engine are fastest, as Linux names them.
@@ -16,6 +17,14 @@ _INSTRUCTIONS = (
 
 #: Where the system does not tell how much memory there is.
 _UNKNOWN_MEMORY = 8 << 30
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryUse:
+    """Bytes of a device: the most that was held since this was asked last, and what can be held."""
+
+    peak: int
+    available: int
 
 
 def usable_cores(cgroup: Path = Path("/sys/fs/cgroup")) -> int:

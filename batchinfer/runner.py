@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,8 +20,12 @@ from batchinfer.errors import Interrupted, JobMismatchError, StorageError, Usage
 from batchinfer.inputs import are_touched, check_inputs
 from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas, make_plan, with_profile
-from batchinfer.reporting.progress import Progress, Silent
+from batchinfer.reporting.events import EventsFile
+from batchinfer.reporting.metrics import MetricsFile
+from batchinfer.reporting.monitor import Display, Monitor
+from batchinfer.reporting.progress import Progress
 from batchinfer.reporting.report import RunReport, summarize
+from batchinfer.reporting.snapshot import Outcome
 from batchinfer.sharing import Part, Share, part_of
 from batchinfer.stop import StopSignal
 from batchinfer.storage import RemotePath, list_names, place_of_output
@@ -36,6 +40,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
+    displays: Iterable[Display] = (),
     stop: StopSignal | None = None,
 ) -> RunReport:
     """Answer every row of `config.inputs`, and leave them in `config.output` as sharded Parquet.
@@ -45,7 +50,8 @@ def run(
     InputError, ModelError, JobMismatchError, StorageError, or Interrupted where `stop` was set, the
     disk is full, or another process holds the folder.
     """
-    with _io_errors_named(config.output):
+    monitor = _monitor("run", config.output, config.metrics_file, displays, progress)
+    with monitor, _io_errors_named(config.output):
         _refuse_foreign_folder(config.output)
         stop = stop or StopSignal()
         if config.deadline is not None:
@@ -57,7 +63,7 @@ def run(
             raise UsageError("--shard: not with --executor ray, which hands out all chunks")
         config = config.model_copy(update={"shard": None})  # it is this call's, not the job's
         plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
-        worker = Worker(plan, model_folder, progress or Silent(), stop)
+        worker = Worker(plan, model_folder, monitor, stop)
         with RunFolder(config.output, part) as folder, closing(worker):
             held = None if overwrite else load_plan(config.output)
             begins = held is None
@@ -91,6 +97,7 @@ def resume(
     retry_errors: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
+    displays: Iterable[Display] = (),
     stop: StopSignal | None = None,
     **changes: Any,
 ) -> RunReport:
@@ -108,7 +115,8 @@ def resume(
     may be another's, and whoever can write plan.json can name any model in it.
     """
     consents = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
-    with _io_errors_named(output):
+    monitor = _monitor("resume", str(output), changes.get("metrics_file"), displays, progress)
+    with monitor, _io_errors_named(output):
         require_plan(output)  # before a lock makes a run folder of whatever was named
         stop = stop or StopSignal()
         part = part_of(changes.get("shard"), os.environ)
@@ -145,14 +153,18 @@ def resume(
                         f"{output}: {difference}; start anew with another --output"
                     )
                 work.plan = with_profile(work.plan, held)
-            worker = Worker(work.plan, model_folder, progress or Silent(), stop)
+            worker = Worker(work.plan, model_folder, monitor, stop)
             with closing(worker):
                 return _answer_all(work, worker)
 
 
+#: What a command says of itself alone: the plan may hold what an earlier one said.
+_OF_ONE_COMMAND = {"deadline": None, "progress": "auto", "metrics_file": None}
+
+
 def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
     """The changes that a resume asks for, and what follows: whoever names devices means those alone."""
-    changes = {"deadline": None, **changes, "shard": None}  # both are those of one command
+    changes = {**_OF_ONE_COMMAND, **changes, "shard": None}
     is_spread = changes.get("device_map") not in (None, "none")
     if part is not None or changes.get("devices"):
         changes.setdefault("executor", "auto")
@@ -269,13 +281,29 @@ class _Work:
             self.shards.add(shard)
 
 
+def _monitor(
+    command: str,
+    output: str,
+    metrics_file: str | None,
+    displays: Iterable[Display],
+    progress: Progress | None,
+) -> Monitor:
+    """What shows a run while it goes on. Raises UsageError for the metrics file."""
+    metrics = [MetricsFile(metrics_file, output)] if metrics_file else []
+    monitor = Monitor([*displays, *metrics], progress)
+    monitor.facts = {"command": command}
+    return monitor
+
+
 def _answer_all(work: _Work, worker: Worker) -> RunReport:
     """Answer what is left, and vouch for the whole."""
-    folder, plan = work.folder, work.plan
+    folder, plan, monitor = work.folder, work.plan, worker.monitor
     if work.left and folder.is_finished:  # by another run, since this one has looked
         work.shards = folder.shards(plan, work.share)
     begun = bool(work.left)
     if begun:
+        monitor.facts["run_id"] = folder.run_id
+        monitor.displays.append(EventsFile(folder.local, folder.run_id))
         worker.has_answered = any(s.num_errors < s.num_rows for s in work.shards.values())
         if folder.part is None:
             folder.retract_success()
@@ -308,6 +336,8 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
         part="" if folder.part is None else str(folder.part),
         retried_rows=work.retried_rows,
         cured_rows=work.cured_rows,
+        run_id=folder.run_id if begun else "",
+        stopped=bool(work.left),
     )
     if begun:
         folder.write_report(report.to_dict())
@@ -317,8 +347,10 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
             retry = f" --shard {folder.part}"
         raise Interrupted(
             f"stopped with {report.num_rows:,} rows durable; go on with `batchinfer resume {folder.path}"
-            f"{retry}`"
+            f"{retry}`",
+            report=report,
         )
+    monitor.close(Outcome("finished", report.exit_code, report=report.to_dict()))
     return report
 
 

@@ -46,6 +46,10 @@ class StageSeconds:
         pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
         return StageSeconds(*(one + another for one, another in pairs))
 
+    def __sub__(self, other: StageSeconds) -> StageSeconds:
+        pairs = zip(dataclasses.astuple(self), dataclasses.astuple(other), strict=True)
+        return StageSeconds(*(one - another for one, another in pairs))
+
     @classmethod
     def of_devices(cls, several: Sequence[StageSeconds]) -> StageSeconds:
         """Those of a run from those of its devices."""

@@ -23,7 +23,8 @@ from batchinfer.loader import Loader, LoaderKilledError
 from batchinfer.machine import usable_cores
 from batchinfer.plan import Plan
 from batchinfer.profiles import Settings, Tuned
-from batchinfer.reporting.progress import Progress
+from batchinfer.reporting.facts import facts_of
+from batchinfer.reporting.monitor import Monitor
 from batchinfer.reporting.report import Effort
 from batchinfer.stages import StageSeconds, Stopwatch
 from batchinfer.stop import StopSignal
@@ -42,12 +43,13 @@ class Worker:
     """Loads the model onto the devices, and turns spans of input into committed shards."""
 
     def __init__(
-        self, plan: Plan, model_folder: Path | None, progress: Progress, stop: StopSignal
+        self, plan: Plan, model_folder: Path | None, monitor: Monitor, stop: StopSignal
     ) -> None:
         self.plan, self.model_folder = plan, model_folder
-        self.progress, self.stop = progress, stop
+        self.monitor, self.stop = monitor, stop
         config = plan.config
         self.task = create_task(plan.model, config, plan.input_schema)
+        monitor.tokens_ahead = self.task.tokens_ahead
         self.executor: Executor | None = None
         self._is_isolated = False
         #: What a profile decides, and the user left open; nothing before the device is known.
@@ -130,7 +132,7 @@ class Worker:
             log.info(
                 "a process died without a word: what it was at is answered in a process of its own"
             )
-        self._begin(folder, spans, rows_done, rows_expected)
+        self._begin(folder, executor, spans, rows_done, rows_expected)
         began, before = time.monotonic(), self.seconds
         watch = Stopwatch()
         # The marks of suspected chunks stand already, and stay until each was looked into.
@@ -144,11 +146,13 @@ class Worker:
         try:
             work = Work(spans, load)
             with closing(
-                executor.process(folder, self.budget, work, self.progress, attempts)
+                executor.process(folder, self.budget, work, self.monitor, attempts)
             ) as done:
                 for shard, rows, tokens in done:
                     self.new_rows += rows
                     self.new_tokens += tokens
+                    self.monitor.num_devices = executor.num_devices
+                    self.monitor.committed(shard)
                     yield shard
                 self.seconds = before + time.monotonic() - began
                 self.stages += watch.seconds + executor.stages
@@ -163,7 +167,7 @@ class Worker:
         finally:
             if not is_suspicious and not executor.has_suspects:
                 folder.attempts.clear()  # also those of loader processes, which are gone by now
-            self.progress.end()
+            self.monitor.end()
 
     def _tell_settings(self) -> None:
         """Say what is used of a profile: all but a budget that the run folder was begun without."""
@@ -185,7 +189,12 @@ class Worker:
         log.info(said)
 
     def _begin(
-        self, folder: RunFolder, spans: Sequence[Span], rows_done: int, expected: int
+        self,
+        folder: RunFolder,
+        executor: Executor,
+        spans: Sequence[Span],
+        rows_done: int,
+        expected: int,
     ) -> None:
         plan = self.plan
         quantised = f", quantised by {plan.model.quantization}" if plan.model.quantization else ""
@@ -202,7 +211,17 @@ class Worker:
             f"batches of at most {self.budget.max_batch_tokens:,} tokens and "
             f"{self.budget.max_batch_rows:,} rows"
         )
-        self.progress.begin(rows_done=rows_done, rows_expected=expected)
+        self.monitor.num_devices = executor.num_devices
+        self.monitor.begin(rows_done=rows_done, rows_expected=expected)
+        self.monitor.open(
+            facts_of(
+                plan,
+                self.budget,
+                device=self._device_text(executor),
+                num_devices=executor.num_devices,
+                threads=executor.threads,
+            )
+        )
 
     def _load_ahead(
         self, folder: RunFolder, executor: Executor, spans: Sequence[Span], attempts: Attempts
@@ -245,19 +264,24 @@ class Worker:
     @property
     def effort(self) -> Effort:
         """What this worker did so far."""
-        device = self.executor.device_kind if self.executor else ""
-        if self.executor is not None and self.executor.num_devices > 1:
-            device = f"{self.executor.num_devices} × {device}"
         return Effort(
             new_rows=self.new_rows,
             new_tokens=self.new_tokens,
             seconds=self.seconds,
             load_seconds=self.load_seconds,
-            device=device,
+            device="" if self.executor is None else self._device_text(self.executor),
             max_batch_tokens=self.budget.max_batch_tokens,
             workers=self.workers,
             stages=self.stages,
+            splits=self.monitor.splits,
+            peak_device_memory_bytes=self.monitor.peak_device_memory,
+            peak_memory_bytes=self.monitor.peak_memory,
         )
+
+    @staticmethod
+    def _device_text(executor: Executor) -> str:
+        count = executor.num_devices
+        return executor.device_kind if count == 1 else f"{count} × {executor.device_kind}"
 
     @property
     def has_suspects(self) -> bool:

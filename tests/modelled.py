@@ -8,8 +8,8 @@ import numpy as np
 import pyarrow as pa
 
 from batchinfer.core import Answers, Batch, BatchBudget, Chunk, ChunkId, Position
-from batchinfer.engines.base import MemoryUse
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
+from batchinfer.machine import MemoryUse
 from batchinfer.tasks import create_task
 from batchinfer.tuning.sample import Sample, as_sample
 

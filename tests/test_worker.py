@@ -30,6 +30,7 @@ from batchinfer.errors import ModelError
 from batchinfer.gathering import WRITE_BEHIND, answer, write_behind
 from batchinfer.planning import make_plan
 from batchinfer.profiles import Settings, Tuned
+from batchinfer.reporting.monitor import Monitor
 from batchinfer.reporting.progress import Rates
 from batchinfer.stages import Stopwatch
 from batchinfer.stop import GRACE_SECONDS, MARGIN_SECONDS, StopSignal
@@ -360,5 +361,5 @@ def test_a_watched_process_computes_one_batch_with_all_threads(
     tuned = Tuned(
         "cpu", "fake", "float32", Settings(streams=8, threads=16), "some file", "2026-01-31"
     )
-    mine = Worker(dataclasses.replace(plan, tuned=tuned), folder, Rates(), StopSignal())
+    mine = Worker(dataclasses.replace(plan, tuned=tuned), folder, Monitor(), StopSignal())
     assert (mine._settle().streams, mine._settle().threads) == (streams, 16)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
 
@@ -30,7 +30,7 @@ from batchinfer.loader import Loader
 from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas
 from batchinfer.readers import read_chunks
-from batchinfer.reporting.progress import Progress, Silent
+from batchinfer.reporting.monitor import Display, Monitor
 from batchinfer.runner import require_consent
 from batchinfer.stop import StopSignal
 from batchinfer.storage import Place, place_of, place_of_output
@@ -55,7 +55,7 @@ def audit(
     max_other_words: float = MAX_OTHER_WORDS,
     trust_remote_code: bool = False,
     allow_pickle: bool = False,
-    progress: Progress | None = None,
+    displays: Iterable[Display] = (),
     stop: StopSignal | None = None,
 ) -> Audit:
     """Compute `sample` answered rows of a run folder again, and say how far off the answers are.
@@ -82,7 +82,8 @@ def audit(
         require_consent(plan, consents, "audit")
         check_schemas(plan)
         auditor = _Auditor(place_of_output(output), plan, device, limits)
-        return auditor.audit(sample, seed, progress or Silent(), stop or StopSignal())
+        with Monitor(displays, tokens_ahead=auditor.task.tokens_ahead) as monitor:
+            return auditor.audit(sample, seed, monitor, stop or StopSignal())
     except OSError as error:
         raise StorageError(f"{error.filename or output}: {error.strerror or error}") from error
 
@@ -99,7 +100,7 @@ class _Auditor:
         prefix = plan.config.output_prefix
         self.made = [prefix + field.name for field in self.task.columns]
 
-    def audit(self, sample: int, seed: int, progress: Progress, stop: StopSignal) -> Audit:
+    def audit(self, sample: int, seed: int, monitor: Monitor, stop: StopSignal) -> Audit:
         """Draw rows, compute them again, and compare."""
         shards = committed_shards(self.output, self.plan)
         rows = choose_rows(shards, sample, seed)
@@ -108,7 +109,7 @@ class _Auditor:
                 f"{self.output}: no row has an answer yet, so there is nothing to audit"
             )
         written = pa.concat_tables([self._written(shards[i], rows[i]) for i in sorted(rows)])
-        fresh, device = self._recompute(shards, rows, progress, stop)
+        fresh, device = self._recompute(shards, rows, monitor, stop)
         compared = Comparison(self.plan, self.task, self.made, self.limits, written, fresh)
         return Audit(
             output=str(self.output),
@@ -134,7 +135,7 @@ class _Auditor:
         self,
         shards: Mapping[ChunkId, Shard],
         rows: Mapping[ChunkId, tuple[int, ...]],
-        progress: Progress,
+        monitor: Monitor,
         stop: StopSignal,
     ) -> tuple[pa.Table, str]:
         """These rows' answers, in input order, and the kind of device that gave them."""
@@ -152,20 +153,18 @@ class _Auditor:
                 f"{self.output}: computing {sum(map(len, rows.values())):,} answers again, each alone, in "
                 f"{self.config.dtype} on {engine.device_kind}"
             )
-            progress.begin(rows_done=0, rows_expected=sum(map(len, rows.values())))
+            monitor.begin(rows_done=0, rows_expected=sum(map(len, rows.values())))
+            monitor.open({})
             chunks = (
                 loader.prepare(chunk, rows[chunk.id])
                 for chunk in self._sampled_chunks(shards, rows)
             )
-            try:
-                tables = {
-                    done.chunk.id: assemble(done, self.task, schema, prefix).take(
-                        np.array(rows[done.chunk.id])
-                    )
-                    for done in answer(chunks, engine, progress, stop)
-                }
-            finally:
-                progress.end()
+            tables = {
+                done.chunk.id: assemble(done, self.task, schema, prefix).take(
+                    np.array(rows[done.chunk.id])
+                )
+                for done in answer(chunks, engine, monitor, stop)
+            }
             device = engine.device_kind
         if stop.is_set:
             raise Interrupted(f"{self.output}: the audit was stopped; nothing was changed")

@@ -113,10 +113,10 @@ def audit_command(
     }
     more: dict[str, Any] = {name: limit for name, limit in limits.items() if limit is not None}
     more.update({name: getattr(given, name) for name in AUDIT_FLAGS})
-    with Conduct(quiet, verbose, no_progress) as (progress, stop):
+    with Conduct(quiet, verbose, "none" if no_progress else "auto") as (displays, stop):
         from batchinfer.auditing import audit
 
-        found = audit(output, sample=sample, seed=seed, progress=progress, stop=stop, **more)
+        found = audit(output, sample=sample, seed=seed, displays=displays, stop=stop, **more)
     if json:
         print_out(to_json(found.to_dict()))
     elif not quiet or found.complaints:

@@ -18,7 +18,7 @@ from batchinfer.errors import without_secrets
 from batchinfer.lean import spare_pandas
 
 if TYPE_CHECKING:
-    from batchinfer.reporting.progress import Progress
+    from batchinfer.reporting.monitor import Display
     from batchinfer.stop import StopSignal
 
 log = logging.getLogger("batchinfer")
@@ -34,16 +34,19 @@ Output = Annotated[str, typer.Argument(metavar="OUT", help="Run folder")]
 
 
 class Conduct:
-    """Signals, logging and progress around a run."""
+    """Signals, logging and progress around a run. `progress`: as of RunConfig."""
 
-    def __init__(self, quiet: bool, verbose: bool, no_progress: bool) -> None:
-        set_up_logging(quiet, verbose)
-        self.shows = not (quiet or no_progress)
+    def __init__(self, quiet: bool, verbose: bool, progress: str) -> None:
+        set_up_logging(quiet, verbose, as_json=progress == "json")
+        if quiet and progress != "json":
+            progress = "none"
+        if progress == "auto":
+            progress = "bar" if is_terminal(sys.stderr) else "log"
+        self.progress = progress
         self.before: dict[int, Any] = {}
 
-    def __enter__(self) -> tuple[Progress, StopSignal]:
+    def __enter__(self) -> tuple[list[Display], StopSignal]:
         spare_pandas()
-        from batchinfer.reporting.progress import BarProgress, LogProgress, Silent
         from batchinfer.stop import StopSignal
 
         stop = StopSignal()
@@ -60,20 +63,33 @@ class Conduct:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup and `&` in scripts ignore some
                 self.before[number] = signal.signal(number, on_signal)
-        if not self.shows:
-            return Silent(), stop
-        return BarProgress() if is_terminal(sys.stderr) else LogProgress(), stop
+        return self._displays(), stop
+
+    def _displays(self) -> list[Display]:
+        if self.progress == "none":
+            return []
+        if self.progress == "json":
+            from batchinfer.reporting.events import EventLines
+
+            return [EventLines(print_to_stderr)]
+        from batchinfer.reporting.displays import Bar, LogLines
+
+        return [Bar() if self.progress == "bar" else LogLines()]
 
     def __exit__(self, *exception: object) -> None:
         for number, handler in self.before.items():
             signal.signal(number, handler)
 
 
-def set_up_logging(quiet: bool, verbose: bool) -> None:
+def set_up_logging(quiet: bool, verbose: bool, *, as_json: bool = False) -> None:
     logging.raiseExceptions = False  # a closed terminal is no reason to stop
     handler = logging.StreamHandler(sys.stderr) if sys.stderr else logging.NullHandler()
     stamp = "" if is_terminal(sys.stderr) else "%(asctime)s "
     handler.setFormatter(_SafeFormatter(f"{stamp}batchinfer: %(message)s"))
+    if as_json:
+        from batchinfer.reporting.events import JsonLogFormatter
+
+        handler.setFormatter(JsonLogFormatter())
     log.handlers = [handler]
     log.propagate = False
     log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
@@ -94,7 +110,7 @@ def print_out(text: str) -> bool:
     """Print to stdout; return whether anybody is there to read on."""
     if sys.stdout is None:
         return False
-    text = "\n".join(map(safe, text.split("\n")))
+    text = safe_lines(text)
     encoding = sys.stdout.encoding or "utf-8"
     text = text.encode(encoding, "backslashreplace").decode(encoding)
     try:
@@ -107,6 +123,11 @@ def print_out(text: str) -> bool:
     return True
 
 
+def safe_lines(text: str) -> str:
+    """A text of several lines to show."""
+    return "\n".join(map(safe, text.split("\n")))
+
+
 def safe(text: str) -> str:
     """A line to show: names in it are other people's, and may hold line breaks or terminal codes."""
     shown = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)
@@ -115,6 +136,14 @@ def safe(text: str) -> str:
 
 def is_terminal(stream: TextIO | None) -> bool:
     return stream is not None and stream.isatty()
+
+
+def complain(message: str) -> None:
+    """Say an error in the form that stderr has: a line of text, or of JSON."""
+    if log.handlers and not isinstance(log.handlers[0].formatter, _SafeFormatter):
+        log.error(message)
+    else:
+        print_to_stderr(safe(f"batchinfer: {message}"))
 
 
 def print_to_stderr(text: str) -> None:

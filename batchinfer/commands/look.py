@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import sys
+import time
 from collections.abc import Iterable
 from dataclasses import asdict
 from itertools import islice
@@ -12,23 +14,53 @@ import typer
 from batchinfer.commands.console import (
     Json,
     Output,
+    is_terminal,
     print_out,
     print_to_stderr,
     safe,
+    safe_lines,
     to_json,
 )
 from batchinfer.lean import spare_pandas
 
 if TYPE_CHECKING:
     from batchinfer.reporting.failures import Failure, Reason
+    from batchinfer.reporting.status import Status
 
 
-def status_command(output: Output, *, json: Json = False) -> None:
+def status_command(
+    output: Output,
+    *,
+    watch: Annotated[
+        bool, typer.Option("--watch", help="Look again every few seconds, until no run is at work")
+    ] = False,
+    every: Annotated[
+        float,
+        typer.Option("--every", min=0.1, metavar="SECONDS", help="--watch: how often to look"),
+    ] = 2.0,
+    json: Json = False,
+) -> None:
     """Say how far a run is; works while it is going on."""
+    spare_pandas()
     from batchinfer.reporting.status import read_status
 
+    def shown(status: Status) -> str:
+        return to_json(status.to_dict()) if json else status.to_text()
+
     status = read_status(output)
-    print_out(to_json(status.to_dict()) if json else status.to_text())
+    if watch and not json and is_terminal(sys.stdout):
+        from rich.live import Live
+        from rich.text import Text
+
+        with Live(Text(safe_lines(shown(status))), auto_refresh=False, transient=True) as live:
+            while status.state == "running":
+                time.sleep(every)
+                status = read_status(output)
+                live.update(Text(safe_lines(shown(status))), refresh=True)
+    while watch and status.state == "running" and print_out(shown(status)):
+        time.sleep(every)
+        status = read_status(output)
+    print_out(shown(status))
 
 
 def errors_command(

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -22,6 +23,7 @@ from batchinfer.commands.console import (
 )
 from batchinfer.commands.flags import CONSENTS, RESUME_FLAGS, RUN_FLAGS
 from batchinfer.config import RunConfig
+from batchinfer.errors import Interrupted
 from batchinfer.options import options_of
 
 if TYPE_CHECKING:
@@ -52,10 +54,11 @@ def run_command(
 ) -> None:
     """Answer every row of the inputs, and write sharded Parquet."""
     job = RunConfig.load({**flags, **({"inputs": tuple(inputs)} if inputs else {})}, config)
-    with Conduct(quiet, verbose, no_progress) as (progress, stop):
+    progress = "none" if no_progress else job.progress
+    with Conduct(quiet, verbose, progress) as (displays, stop), _told_in_json(json):
         from batchinfer.runner import run
 
-        report = run(job, resume=resume, overwrite=overwrite, progress=progress, stop=stop)
+        report = run(job, resume=resume, overwrite=overwrite, displays=displays, stop=stop)
     _finish(report, as_json=json, quiet=quiet)
 
 
@@ -81,18 +84,30 @@ def resume_command(
     changes = {**variables, **flags}
     given = RunConfig.load(flags, environ=os.environ)  # what is wrong is told before all else
     changes.update({name: getattr(given, name) for name in CONSENTS})
-    with Conduct(quiet, verbose, no_progress) as (progress, stop):
+    progress = "none" if no_progress else given.progress
+    with Conduct(quiet, verbose, progress) as (displays, stop), _told_in_json(json):
         from batchinfer.runner import resume
 
         report = resume(
             output,
             retry_errors=retry_errors,
             verify=verify,
-            progress=progress,
+            displays=displays,
             stop=stop,
             **changes,
         )
     _finish(report, as_json=json, quiet=quiet)
+
+
+@contextmanager
+def _told_in_json(wanted: bool) -> Iterator[None]:
+    """Print the summary of a run that was stopped, too."""
+    try:
+        yield
+    except Interrupted as error:
+        if wanted and error.report is not None:
+            print_out(to_json(error.report.to_dict()))
+        raise
 
 
 def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:

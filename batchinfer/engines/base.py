@@ -14,7 +14,9 @@ import numpy as np
 from batchinfer.core import Answers, Batch, BatchBudget
 from batchinfer.engines.streams import Landed, Streams, timed
 from batchinfer.errors import ModelError, one_line
+from batchinfer.machine import MemoryUse
 from batchinfer.stages import Stopwatch
+from batchinfer.stop import never
 from batchinfer.tasks.base import Task
 
 log = logging.getLogger("batchinfer")
@@ -25,25 +27,12 @@ HOPELESS = 8
 CEILING_SHARE = 0.8
 
 
-@dataclass(frozen=True, slots=True)
-class MemoryUse:
-    """Bytes of a device: the most that was held since this was asked last, and what can be held."""
-
-    peak: int
-    available: int
-
-
 class DeviceLostError(ModelError):
     """The device no longer answers, perhaps because of a row; a new process may have it back."""
 
 
 class StoppedError(Exception):
     """The run was told to stop while a batch was under way, which is dropped."""
-
-
-def never() -> bool:
-    """That nobody says stop."""
-    return False
 
 
 class Engine(ABC):
@@ -68,6 +57,8 @@ class Engine(ABC):
         self._has_answered = False
         self._failed_alone = 0
         self._ceiling: int | None = None
+        #: How often a batch was halved for want of memory.
+        self.splits = 0
 
     @abstractmethod
     def answer(self, batch: Batch) -> Answers:
@@ -239,6 +230,7 @@ class Engine(ABC):
     def _lower_ceiling(self, batch: Batch) -> None:
         """Remember that a batch of this size ran out of memory."""
         self._ceiling = int(self._size(batch) * CEILING_SHARE)
+        self.splits += 1
         more = self.task.tokens_ahead
         ahead = f" and up to {more:,} more" if more else ""
         log.warning(

@@ -34,12 +34,12 @@ from batchinfer.engines.base import (
     DeviceLostError,
     Engine,
     StoppedError,
-    never,
     reason,
 )
 from batchinfer.errors import BatchInferError, Interrupted, ModelError
 from batchinfer.lean import spare_pandas
 from batchinfer.stages import Stopwatch
+from batchinfer.stop import never
 from batchinfer.tasks.base import Task
 from batchinfer.tasks.generation import SEED, Generation
 from batchinfer.tokenization import Encoder, Tokens
@@ -111,7 +111,9 @@ class SupervisedEngine(Engine):
             part = pending.pop()
             reply, death = self._ask("answer", part, alone=len(part) <= 1, timeout=self._timeout)
             if not death:
-                answered, seconds, self._ceiling = reply
+                answered, seconds, ceiling = reply
+                self.splits += ceiling != self._ceiling
+                self._ceiling = ceiling
                 self.watch.add(seconds)
                 if any(answers.error is None for _, answers in answered):
                     self._has_answered, self._given_up = True, 0

@@ -21,10 +21,11 @@ import torch
 
 from batchinfer.core import Answers, Batch
 from batchinfer.engines import cpu
-from batchinfer.engines.base import Engine, MemoryUse, reason
+from batchinfer.engines.base import Engine, reason
 from batchinfer.engines.devices import device_kind, is_out_of_memory, resolve_device
 from batchinfer.engines.placement import Placement
 from batchinfer.errors import ModelError
+from batchinfer.machine import MemoryUse
 from batchinfer.stages import StageSeconds
 from batchinfer.tasks.base import Task
 

@@ -88,6 +88,8 @@ class Executor(ABC):
     device_kind: str
     default_budget: BatchBudget
     num_devices: int = 1
+    #: Of a CPU, that each model computes with; None: nobody knows.
+    threads: int | None = None
     #: Whether batches should arrive in page-locked memory.
     pins_memory: bool = False
     #: What tokenizes, where that must happen elsewhere too; None: whoever loads.

@@ -30,7 +30,7 @@ from batchinfer.errors import BatchInferError, Interrupted, ModelError, UsageErr
 from batchinfer.executors.base import Committed, Executor, Job, Work
 from batchinfer.executors.passes import Ready, Told
 from batchinfer.lean import spare_pandas
-from batchinfer.reporting.progress import Progress
+from batchinfer.reporting.progress import Measured, Progress
 from batchinfer.stages import StageSeconds
 from batchinfer.stop import StopSignal
 from batchinfer.writers.run_folder import RunFolder
@@ -124,6 +124,8 @@ class Cluster(Executor):
                     yield message
                 elif isinstance(message, Told):
                     message.to(progress)
+                elif isinstance(message, Measured):
+                    progress.measured(message)
                 elif isinstance(message, Ended):
                     self.stages, self.has_suspects = message
                     return

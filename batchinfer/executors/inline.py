@@ -45,6 +45,7 @@ class Inline(Executor):
         if job.ceiling_tokens is not None:
             self.engine.stay_below(job.ceiling_tokens)
         self.dtype, self.device_kind = self.engine.dtype, self.engine.device_kind
+        self.threads = self.engine.threads
         self.default_budget, self.pins_memory = self.engine.default_budget, self.engine.pins_memory
 
     def vouch(self) -> None:

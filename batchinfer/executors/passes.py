@@ -9,7 +9,7 @@ from typing import NamedTuple, Protocol
 from batchinfer.attempts import Attempts
 from batchinfer.core import BatchBudget, ChunkId, LoadedChunk
 from batchinfer.executors.inline import Inline
-from batchinfer.reporting.progress import Progress
+from batchinfer.reporting.progress import Measured, Progress
 from batchinfer.writers.run_folder import RunFolder
 
 #: How often a process says how far it is, in seconds.
@@ -41,8 +41,12 @@ class Told(NamedTuple):
     num_tokens: int = 0
     num_errors: int = 0
     recalled: int = 0
+    loaded_rows: int = 0
+    loaded_tokens: int = 0
 
     def to(self, progress: Progress) -> None:
+        if self.loaded_rows:
+            progress.loaded(self.loaded_rows, self.loaded_tokens)
         if self.recalled:
             progress.recalled(self.recalled)
         progress.answered(self.num_rows, self.num_tokens)
@@ -55,28 +59,34 @@ class Teller:
 
     def __init__(self, line: Sender) -> None:
         self._line = line
-        self._counts = [0, 0, 0, 0]
+        self._untold = Told()
         self._told = time.monotonic()
 
     def begin(self, *, rows_done: int, rows_expected: int) -> None: ...
 
-    def answered(self, num_rows: int, num_tokens: int) -> None:
-        self._add(num_rows, num_tokens, 0, 0)
-
-    def failed(self, num_errors: int) -> None:
-        self._add(0, 0, num_errors, 0)
+    def loaded(self, num_rows: int, num_tokens: int) -> None:
+        self._add(Told(loaded_rows=num_rows, loaded_tokens=num_tokens))
 
     def recalled(self, num_rows: int) -> None:
-        self._add(0, 0, 0, num_rows)
+        self._add(Told(recalled=num_rows))
+
+    def answered(self, num_rows: int, num_tokens: int) -> None:
+        self._add(Told(num_rows, num_tokens))
+
+    def failed(self, num_errors: int) -> None:
+        self._add(Told(num_errors=num_errors))
+
+    def measured(self, said: Measured) -> None:
+        self._line.send(said)
 
     def end(self) -> None:
         """Tell what was not told yet."""
-        if any(self._counts):
-            self._line.send(Told(*self._counts))
-        self._counts, self._told = [0, 0, 0, 0], time.monotonic()
+        if any(self._untold):
+            self._line.send(self._untold)
+        self._untold, self._told = Told(), time.monotonic()
 
-    def _add(self, *counts: int) -> None:
-        self._counts = [one + more for one, more in zip(self._counts, counts, strict=True)]
+    def _add(self, more: Told) -> None:
+        self._untold = Told(*map(sum, zip(self._untold, more, strict=True)))
         if time.monotonic() >= self._told + _TELL_SECONDS:
             self.end()
 

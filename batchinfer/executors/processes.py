@@ -30,7 +30,7 @@ from batchinfer.executors.base import Committed, Executor, Job, Work
 from batchinfer.executors.inline import Inline
 from batchinfer.executors.passes import Ready, Taken, Told, answer_pass
 from batchinfer.lean import spare_pandas
-from batchinfer.reporting.progress import Progress
+from batchinfer.reporting.progress import Measured, Progress
 from batchinfer.sharing import Part
 from batchinfer.stages import StageSeconds
 from batchinfer.stop import StopSignal
@@ -168,6 +168,8 @@ class Processes(Executor):
                     yield message
                 elif isinstance(message, Told):
                     message.to(progress)
+                elif isinstance(message, Measured):
+                    progress.measured(message)
                 elif isinstance(message, _Death):
                     again += self._replace(member, message, folder, budget, attempts)
                     if is_stopped:

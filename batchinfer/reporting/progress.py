@@ -1,64 +1,121 @@
-"""What a run says while it runs: a bar in a terminal, a line every 30 s in a log, or nothing."""
+"""What a run tells of itself while it goes on, and the counting of it."""
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Callable
-from contextlib import suppress
-from typing import Any, Protocol
+from dataclasses import dataclass
+from typing import Protocol
 
-log = logging.getLogger("batchinfer")
+from batchinfer.machine import MemoryUse
+from batchinfer.stages import StageSeconds
 
-LOG_SECONDS = 30.0
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What a device was at since it said so last: seconds by stage, and batches halved for want of memory.
+
+    `device`: a name that tells it from others of the run. `memory`: None where nobody knows.
+    """
+
+    device: str
+    stages: StageSeconds
+    splits: int
+    memory: MemoryUse | None
 
 
 class Progress(Protocol):
-    """Told of a run as it goes on. `begin` comes once, when it is known what is left to do."""
+    """Told of a run as it goes on, from the thread that drives the device.
+
+    `begin` comes when it is known what is left to do; where part of that is answered in a process of its
+    own, once for each of the two. `loaded` comes for each chunk that goes to the device, `recalled` for
+    rows of it that an earlier run had answered, `answered` for each batch, `failed` for rows that have an
+    error, `measured` a few times a second and `end` where the work ends, however it does.
+    """
 
     def begin(self, *, rows_done: int, rows_expected: int) -> None: ...
+    def loaded(self, num_rows: int, num_tokens: int) -> None: ...
     def recalled(self, num_rows: int) -> None: ...
     def answered(self, num_rows: int, num_tokens: int) -> None: ...
     def failed(self, num_errors: int) -> None: ...
+    def measured(self, said: Measured) -> None: ...
     def end(self) -> None: ...
 
 
 class Silent:
-    """Says nothing."""
+    """Takes no notice."""
 
     def begin(self, *, rows_done: int, rows_expected: int) -> None: ...
+    def loaded(self, num_rows: int, num_tokens: int) -> None: ...
     def recalled(self, num_rows: int) -> None: ...
     def answered(self, num_rows: int, num_tokens: int) -> None: ...
     def failed(self, num_errors: int) -> None: ...
+    def measured(self, said: Measured) -> None: ...
     def end(self) -> None: ...
 
 
 class Rates:
-    """Counts what was answered since the run began, and what that is a second."""
+    """Counts what was answered since the run began, and what that is a second.
 
-    def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
+    `tokens_ahead`: tokens that an answer may be long, of a task that writes. They count as work, which is
+    what the time that is left is told from: rows come longest first, so that the first half of them takes
+    more than half of the time.
+    """
+
+    def __init__(self, clock: Callable[[], float] = time.monotonic, tokens_ahead: int = 0) -> None:
         self.clock = clock
+        self.tokens_ahead = tokens_ahead
         self.rows_done = self.rows_expected = 0
-        self.num_rows = self.num_tokens = self.num_errors = 0
-        self.started = clock()
+        self.num_rows = self.num_tokens = self.num_errors = self.num_recalled = 0
+        #: Of chunks that went to the device; rows whose answers were recalled are not among them.
+        self.loaded_rows = 0
+        self.loaded_work = self.work = 0
+        #: Batches that were halved for want of memory.
+        self.splits = 0
+        #: By device, as it was told last.
+        self.device_memory: dict[str, MemoryUse] = {}
+        self.stages = StageSeconds()
+        self.started: float | None = None
 
     def begin(self, *, rows_done: int, rows_expected: int) -> None:
-        self.rows_done, self.rows_expected = rows_done, rows_expected
-        self.started = self.clock()
+        self.rows_done, self.rows_expected = rows_done - self.num_rows, rows_expected
+        if self.started is None:
+            self.started = self.clock()
+
+    def loaded(self, num_rows: int, num_tokens: int) -> None:
+        """Count a chunk that goes to the device."""
+        self.loaded_rows += num_rows
+        self.loaded_work += self._work_of(num_rows, num_tokens)
 
     def recalled(self, num_rows: int) -> None:
         """Count rows that an earlier run had answered as done before this one began."""
         self.rows_done += num_rows
+        self.num_recalled += num_rows
 
     def answered(self, num_rows: int, num_tokens: int) -> None:
         self.num_rows += num_rows
         self.num_tokens += num_tokens
+        self.work += self._work_of(num_rows, num_tokens)
 
     def failed(self, num_errors: int) -> None:
         self.num_errors += num_errors
 
+    def measured(self, said: Measured) -> None:
+        self.stages += said.stages
+        self.splits += said.splits
+        if said.memory is not None:
+            self.device_memory[said.device] = said.memory
+
     def end(self) -> None:
         """Nothing to take down: this one only counts."""
+
+    def _work_of(self, num_rows: int, num_tokens: int) -> int:
+        return max(num_rows, num_tokens) + num_rows * self.tokens_ahead
+
+    @property
+    def seconds(self) -> float:
+        """Since the work began."""
+        return 0.0 if self.started is None else self.clock() - self.started
 
     @property
     def total(self) -> int:
@@ -66,101 +123,23 @@ class Rates:
         return max(self.rows_expected, self.rows_done + self.num_rows)
 
     @property
+    def work_left(self) -> float | None:
+        """Of all rows that have no answer; None before the first chunk is there.
+
+        What was loaded is known; of the rest it is taken that rows are as long as those so far.
+        """
+        if not self.loaded_rows:
+            return None
+        unseen = max(0, self.total - self.rows_done - self.loaded_rows)
+        return max(0, self.loaded_work - self.work) + unseen * self.loaded_work / self.loaded_rows
+
+    @property
     def rows_per_second(self) -> float:
-        return self.num_rows / max(1e-9, self.clock() - self.started)
+        return self.num_rows / max(1e-9, self.seconds)
 
     @property
     def tokens_per_second(self) -> float:
-        return self.num_tokens / max(1e-9, self.clock() - self.started)
-
-    @property
-    def seconds_left(self) -> float | None:
-        if not self.num_rows:
-            return None
-        return (self.total - self.rows_done - self.num_rows) / self.rows_per_second
-
-    def line(self) -> str:
-        """One line for a log."""
-        done = self.rows_done + self.num_rows
-        left = "" if self.seconds_left is None else f", about {duration(self.seconds_left)} left"
-        return (
-            f"{done:,} of ~{self.total:,} rows, {self.rows_per_second:,.0f} rows/s, "
-            f"{self.tokens_per_second:,.0f} tokens/s, {self.num_errors:,} errors{left}"
-        )
-
-
-class LogProgress(Rates):
-    """A line in the log every 30 s."""
-
-    def begin(self, *, rows_done: int, rows_expected: int) -> None:
-        super().begin(rows_done=rows_done, rows_expected=rows_expected)
-        self._next = self.started + LOG_SECONDS
-
-    def answered(self, num_rows: int, num_tokens: int) -> None:
-        super().answered(num_rows, num_tokens)
-        if self.clock() >= self._next:
-            self._next = self.clock() + LOG_SECONDS
-            log.info(self.line())
-
-
-class BarProgress(Rates):
-    """A bar on a terminal's stderr."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        from rich.console import Console
-        from rich.progress import BarColumn, TextColumn, TimeElapsedColumn
-        from rich.progress import Progress as RichProgress
-
-        self._bar = RichProgress(
-            TextColumn("{task.description}"),
-            BarColumn(),
-            TextColumn("{task.fields[figures]}"),
-            TimeElapsedColumn(),
-            console=Console(stderr=True),
-            transient=True,
-        )
-        self._task: Any = None
-
-    def begin(self, *, rows_done: int, rows_expected: int) -> None:
-        super().begin(rows_done=rows_done, rows_expected=rows_expected)
-        self._bar.start()
-        self._task = self._bar.add_task(
-            "loading", total=self.total, completed=rows_done, figures=""
-        )
-
-    def answered(self, num_rows: int, num_tokens: int) -> None:
-        super().answered(num_rows, num_tokens)
-        with suppress(OSError):  # a terminal that was closed shows nothing more
-            self._bar.update(
-                self._task,
-                description="answering",
-                completed=self.rows_done + self.num_rows,
-                total=self.total,
-                figures=self.line(),
-            )
-
-    def end(self) -> None:
-        with suppress(OSError):
-            self._bar.stop()
-
-
-class TqdmProgress(Rates):
-    """A bar for Python and notebooks."""
-
-    def begin(self, *, rows_done: int, rows_expected: int) -> None:
-        super().begin(rows_done=rows_done, rows_expected=rows_expected)
-        from tqdm.auto import tqdm
-
-        # disable=None: no bar where nobody looks (stderr is not a terminal and no notebook)
-        self._bar = tqdm(total=rows_expected, initial=rows_done, unit="row", disable=None)
-
-    def answered(self, num_rows: int, num_tokens: int) -> None:
-        super().answered(num_rows, num_tokens)
-        self._bar.update(num_rows)
-
-    def end(self) -> None:
-        self._bar.close()
+        return self.num_tokens / max(1e-9, self.seconds)
 
 
 def duration(seconds: float) -> str:

@@ -13,7 +13,7 @@ from batchinfer.plan import Plan
 from batchinfer.reporting.progress import duration
 from batchinfer.stages import StageSeconds
 
-ROW_ERRORS = 65
+ROW_ERRORS, STOPPED = 65, 75
 #: Columns that a warning names; the JSON summary has all.
 MAX_NAMES = 10
 
@@ -26,8 +26,11 @@ class RunReport:
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
-    ahead; 0: the one that drives the device did. `part`: I/N of a run that answered one part of its job;
-    the rows, shards and errors are then those of the part.
+    ahead; 0: the one that drives the device did. `splits`: batches that were halved for want of memory; the
+    peaks are of all devices together (0 on a CPU) and of the main process, where progress was looked at.
+    `run_id` is in the name of the run's events file; "" where nothing was left to do. `part`: I/N of a run
+    that answered one part of its job; the rows, shards and errors are then those of the part. `stopped`:
+    something is left, and `resume` goes on.
     """
 
     output: str
@@ -54,11 +57,18 @@ class RunReport:
     device: str
     max_batch_tokens: int
     errors_tolerated: int
+    splits: int = 0
+    peak_device_memory_bytes: int = 0
+    peak_memory_bytes: int = 0
+    run_id: str = ""
     part: str = ""
+    stopped: bool = False
 
     @property
     def exit_code(self) -> int:
-        """0, or 65 where more rows have errors than are tolerated."""
+        """0; 65 where more rows have errors than are tolerated; 75 where something is left."""
+        if self.stopped:
+            return STOPPED
         return ROW_ERRORS if self.num_errors > self.errors_tolerated else 0
 
     @property
@@ -86,7 +96,7 @@ class RunReport:
         ]
         if self.new_rows:
             lines.append(
-                f"{self.new_rows:,} rows and {self.new_tokens:,} tokens in {duration(self.seconds)}: "
+                f"{self.new_rows:,} rows and {self.new_tokens:,} tokens in {_seconds(self.seconds)}: "
                 f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s "
                 f"({self.task} by {self.model}, {self.dtype} on {self.device})"
             )
@@ -99,6 +109,11 @@ class RunReport:
             lines.append(
                 f"{self.retried_rows:,} failed rows were tried again, {self.cured_rows:,} of them have "
                 "answers now"
+            )
+        if self.splits:
+            lines.append(
+                f"{self.splits:,} batches were halved for want of memory; `batchinfer tune` finds a budget "
+                "that fits"
             )
         lines += self.warnings()
         return "\n".join(lines)
@@ -133,7 +148,7 @@ class RunReport:
             if len(ranked) > MAX_NAMES:
                 counts += f", and {len(ranked) - MAX_NAMES:,} more columns"
             lines.append(f"values that fit no column's type went to _rescued_data: {counts}")
-        if self.exit_code:
+        if self.num_errors > self.errors_tolerated:
             lines.append(
                 f"{self.num_errors:,} row errors are more than the {self.errors_tolerated:,} tolerated "
                 "(--max-errors); the rows are there, `_error` says why"
@@ -168,6 +183,9 @@ class Effort:
     device: str = ""
     max_batch_tokens: int = 0
     workers: int = 0
+    splits: int = 0
+    peak_device_memory_bytes: int = 0
+    peak_memory_bytes: int = 0
     stages: StageSeconds = field(default_factory=StageSeconds)
 
 
@@ -179,7 +197,9 @@ def summarize(
     finished: bool,
     retried_rows: int = 0,
     cured_rows: int = 0,
+    run_id: str = "",
     part: str = "",
+    stopped: bool = False,
 ) -> RunReport:
     """Count a folder's shards."""
     counts: Counter[str] = Counter()
@@ -215,5 +235,10 @@ def summarize(
         device=effort.device,
         max_batch_tokens=effort.max_batch_tokens,
         errors_tolerated=plan.config.error_allowance(num_rows),
+        splits=effort.splits,
+        peak_device_memory_bytes=effort.peak_device_memory_bytes,
+        peak_memory_bytes=effort.peak_memory_bytes,
+        run_id=run_id,
         part=part,
+        stopped=stopped,
     )

@@ -3,23 +3,35 @@
 from __future__ import annotations
 
 import dataclasses
+import time
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 
 from batchinfer.core import pending_spans
+from batchinfer.reporting.events import events_name, last_progress
+from batchinfer.reporting.progress import duration
+from batchinfer.reporting.snapshot import memory_text
 from batchinfer.storage import place_of_output
 from batchinfer.writers.run_folder import (
     SUCCESS,
     describe_holder,
     is_locked,
     list_shards,
+    live_runs,
     require_plan,
 )
 
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """A run folder as it is now. `state` is finished, running or stopped."""
+    """A run folder as it is now. `state` is finished, running or stopped.
+
+    `num_rows` and the other counts are of durable shards. `runs`: of each run that is at work here, the
+    last `progress` line of its events file (docs/output.md names the fields), and `age_seconds`, how long
+    ago that was written.
+    """
 
     output: str
     state: str
@@ -34,6 +46,7 @@ class Status:
     segments: int
     model: str
     task: str
+    runs: tuple[dict[str, Any], ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         return dataclasses.asdict(self)
@@ -50,9 +63,31 @@ class Status:
             f"  {self.task} by {self.model}; {self.segments_complete:,} of {self.segments:,} input "
             "segments complete",
         ]
+        lines += [f"  {_run_line(run)}" for run in self.runs]
         if self.state == "stopped":
             lines.append(f"  go on with: batchinfer resume {self.output}")
         return "\n".join(lines)
+
+
+def _run_line(run: dict[str, Any]) -> str:
+    """What a run said of itself last."""
+    parts = [
+        f"at row {run['rows_done'] + run['rows']:,}",
+        f"{run['recent_rows_per_second']:,.0f} rows/s",
+        f"{run['recent_tokens_per_second']:,.0f} tokens/s",
+        f"{run['errors']:,} errors",
+    ]
+    if run["splits"]:
+        parts.append(f"{run['splits']:,} batches halved for want of memory")
+    if run["waiting"] is not None:
+        parts.append(f"device busy {100 * run['waiting']['device']:.0f} %")
+        if run["waiting"]["what"] != "device":
+            parts.append(f"waits for the {run['waiting']['what']}")
+    if run["device_memory_bytes"] is not None:
+        parts.append(memory_text(run["device_memory_bytes"], run["device_memory_total_bytes"]))
+    if run["seconds_left"] is not None:
+        parts.append(f"about {duration(run['seconds_left'])} left")
+    return ", ".join(parts) + f" ({duration(run['age_seconds'])} ago)"
 
 
 def read_status(output: str) -> Status:
@@ -76,4 +111,20 @@ def read_status(output: str) -> Status:
         segments=len(plan.segments),
         model=plan.model.name,
         task=plan.model.task,
+        runs=tuple(_runs(output)) if running else (),
     )
+
+
+def _runs(output: str) -> Iterator[dict[str, Any]]:
+    """What the live runs of a folder said last. One that is loading its model has said nothing yet."""
+    for folder, run_id in live_runs(output):
+        said = last_progress(folder / events_name(run_id))
+        if said is None:
+            continue
+        try:
+            age = time.time() - datetime.fromisoformat(said["time"]).timestamp()
+            run = {"run_id": run_id, **said, "age_seconds": round(max(0.0, age), 1)}
+            _run_line(run)
+        except (KeyError, TypeError, ValueError):  # written by another version
+            continue
+        yield run

@@ -2,7 +2,8 @@
 
     OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
     OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
-                      report.json; of a run that answers a part, the last two with its name; index/
+                      report.json; of a run that answers a part, the last two with its name; index/;
+                      events-<run id>.jsonl
 
 The state of a job is the listing of data/ and the footers of its shards. Everything else may be
 deleted, but for plan.json.
@@ -22,10 +23,11 @@ import socket
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyarrow.compute as pc
@@ -85,7 +87,8 @@ class RunFolder:
         self.state = self.path / "_batchinfer"
         self.local = _local_state(self.path)
         self.temporary = self.local / "tmp" / (part.name if part else "")
-        self.run_id = f"{time.strftime('%Y%m%dT%H%M%S')}-{os.getpid()}-{secrets.token_hex(3)}"
+        began = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]  # names sort as runs began
+        self.run_id = f"{began}Z-{os.getpid()}-{secrets.token_hex(3)}"
         self.attempts = Attempts(self.temporary)
         self._locks: list[int] = []
         #: In a store: this holder's word, beside those of others.
@@ -608,17 +611,33 @@ def refuse_live(path: Name, command: str) -> None:
 def describe_holder(path: Name) -> str:
     """Who holds a run folder, as it said itself; of many, some."""
     said = filter(None, map(_read_holder, _holders(path)[:_MOST_HOLDERS]))
-    return ", ".join(f"pid {pid} on {host}" for pid, host in said) or (
-        "its holder did not say who it is"
-    )
+    return ", ".join(map(str, said)) or ("its holder did not say who it is")
 
 
-def _read_holder(place: Place) -> tuple[str, str] | None:
-    """The process and the host that a holder says it is; None where it cannot be read."""
+def live_runs(path: Name) -> Iterator[tuple[Path, str]]:
+    """Who holds a run folder, as far as can be seen here: where each writes its events, and its run id."""
+    local = _local_state(place_of_output(path))
+    for holder in filter(None, map(_read_holder, _holders(path))):
+        yield local, holder.run_id
+
+
+class _Holder(NamedTuple):
+    """What a holder says it is."""
+
+    pid: str
+    host: str
+    run_id: str
+
+    def __str__(self) -> str:
+        return f"pid {self.pid} on {self.host}"
+
+
+def _read_holder(place: Place) -> _Holder | None:
+    """None where it cannot be read."""
     try:
         with open_regular(place) as file:
             holder = json.loads(file.read())
-        return str(holder["pid"])[:100], str(holder["host"])[:100]
+        return _Holder(*(str(holder[name])[:100] for name in _Holder._fields))
     except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
 
