@@ -84,7 +84,9 @@ class MetricsFile(Display):
         if outcome.state == "finished":
             self._set(_FINISHED, _FINISHED_HELP, time.time())
         self._set_figures(now)
-        if outcome.report is not None:  # also of a run that had nothing to do, and so counted nothing
+        if (
+            outcome.report is not None
+        ):  # also of a run that had nothing to do, and so counted nothing
             self._set("rows", _ROWS_HELP, outcome.report["num_rows"])
             self._set("errors", "Rows that have an error", outcome.report["num_errors"])
         self._write()
