@@ -79,7 +79,7 @@ def answer(
             gathered.add(batch, answers)
             journal.write(gathered.loaded, batch, answers)
             progress.answered(len(batch), batch.num_tokens)
-            meter.tell()
+            meter.tell(batch)
             if gathered.is_complete:
                 answered = gathering.pop(batch.chunk).result()
                 progress.answered(answered.num_rows - len(answered.requests), 0)
@@ -87,7 +87,7 @@ def answer(
                 yield answered
             if stop.out_of_time:  # what is under way is dropped
                 break
-    meter.tell(is_last=True)
+    meter.tell()
 
 
 class _Meter:
@@ -97,17 +97,30 @@ class _Meter:
         self._engine, self._progress = engine, progress
         self._name = f"{os.uname().nodename}:{os.getpid()}"
         self._told, self._splits, self._due = engine.watch.seconds, engine.splits, 0.0
+        self._tokens = self._computed = 0
 
-    def tell(self, *, is_last: bool = False) -> None:
+    def tell(self, batch: Batch | None = None) -> None:
+        """Count a batch, and say so where it is time; without one, at the end."""
+        if batch is not None:
+            computed = self._engine.tokens_computed(batch)
+            if computed is not None:
+                self._tokens += batch.num_tokens
+                self._computed += computed
         now = time.monotonic()
-        if now < self._due and not is_last:
+        if now < self._due and batch is not None:
             return
         self._due = now + _METER_SECONDS
         stages, splits = self._engine.watch.seconds, self._engine.splits
         since = Measured(
-            self._name, stages - self._told, splits - self._splits, self._engine.memory_use()
+            self._name,
+            stages - self._told,
+            splits - self._splits,
+            self._engine.memory_use(),
+            self._tokens,
+            self._computed,
         )
         self._told, self._splits = stages, splits
+        self._tokens = self._computed = 0
         self._progress.measured(since)
 
 

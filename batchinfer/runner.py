@@ -20,6 +20,7 @@ from batchinfer.errors import Interrupted, JobMismatchError, StorageError, Usage
 from batchinfer.inputs import are_touched, check_inputs
 from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas, make_plan, with_profile
+from batchinfer.reporting.displays import Notebook
 from batchinfer.reporting.events import EventsFile
 from batchinfer.reporting.metrics import MetricsFile
 from batchinfer.reporting.monitor import Display, Monitor
@@ -40,7 +41,7 @@ def run(
     resume: bool = False,
     overwrite: bool = False,
     progress: Progress | None = None,
-    displays: Iterable[Display] = (),
+    displays: Iterable[Display] | None = None,
     stop: StopSignal | None = None,
 ) -> RunReport:
     """Answer every row of `config.inputs`, and leave them in `config.output` as sharded Parquet.
@@ -49,6 +50,9 @@ def run(
     `overwrite` replaces whatever job the folder holds. Raises a BatchInferError: UsageError,
     InputError, ModelError, JobMismatchError, StorageError, or Interrupted where `stop` was set, the
     disk is full, or another process holds the folder.
+
+    `displays` are shown how far it is (None: a tqdm bar, where a terminal or a notebook shows it), and
+    `progress` is told of each batch, from the thread that drives the device.
     """
     monitor = _monitor("run", config.output, config.metrics_file, displays, progress)
     with monitor, _io_errors_named(config.output):
@@ -97,7 +101,7 @@ def resume(
     retry_errors: bool = False,
     verify: bool = False,
     progress: Progress | None = None,
-    displays: Iterable[Display] = (),
+    displays: Iterable[Display] | None = None,
     stop: StopSignal | None = None,
     **changes: Any,
 ) -> RunReport:
@@ -109,7 +113,8 @@ def resume(
     device, devices, device_map, max_memory, offload_folder, executor, ray_address, ray_actors, ray_gpus,
     ray_cpus, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
     max_errors, deadline, batch_timeout.
-    Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
+    `displays`, `progress` and what is raised are as of `run`; JobMismatchError names the input or the part
+    of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
     may be another's, and whoever can write plan.json can name any model in it.
@@ -285,12 +290,13 @@ def _monitor(
     command: str,
     output: str,
     metrics_file: str | None,
-    displays: Iterable[Display],
+    displays: Iterable[Display] | None,
     progress: Progress | None,
 ) -> Monitor:
     """What shows a run while it goes on. Raises UsageError for the metrics file."""
     metrics = [MetricsFile(metrics_file, output)] if metrics_file else []
-    monitor = Monitor([*displays, *metrics], progress)
+    shown = [Notebook()] if displays is None else displays
+    monitor = Monitor([*shown, *metrics], progress)
     monitor.facts = {"command": command}
     return monitor
 

@@ -274,6 +274,7 @@ class Worker:
             workers=self.workers,
             stages=self.stages,
             splits=self.monitor.splits,
+            padding=self.monitor.padding,
             peak_device_memory_bytes=self.monitor.peak_device_memory,
             peak_memory_bytes=self.monitor.peak_memory,
         )

@@ -18,10 +18,12 @@ from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import BatchInferError, Interrupted, UsageError
 from batchinfer.reporting import events as events_module
 from batchinfer.reporting.events import events_files, last_progress, read_events
+from batchinfer.reporting.monitor import Display
 from batchinfer.reporting.progress import Rates
 from batchinfer.reporting.status import read_status
 from batchinfer.runner import resume, run
 from batchinfer.stop import StopSignal
+from tests.conftest import ROOT
 
 NUM_ROWS, CHUNK = 40, 10
 
@@ -212,6 +214,35 @@ def test_no_file_of_an_earlier_command_is_written_by_a_resume(job: Job, tmp_path
     (tmp_path / "job.prom").unlink()
     resume(job().output)
     assert not (tmp_path / "job.prom").exists()
+
+
+@pytest.mark.parametrize("attention", ["packed", "sdpa"])
+def test_padding_is_what_the_model_was_given_beside_the_tokens(
+    job: Job, monkeypatch: pytest.MonkeyPatch, attention: str
+) -> None:
+    from batchinfer.engines.local import LocalEngine
+
+    given: list[int] = []
+
+    def counted(self: LocalEngine, batch: Any) -> Any:
+        inputs = made(self, batch)
+        given.append(inputs["input_ids"].numel())
+        return inputs
+
+    class Begins(Display):
+        def begin(self, about: Any, now: Any) -> None:
+            given.clear()  # what loading the model asked of it
+
+    made = LocalEngine._inputs
+    monkeypatch.setattr(LocalEngine, "_inputs", counted)
+    config = job(
+        engine="local", model=str(ROOT / "sample_data" / "tiny-sentiment"), attention=attention,
+        dtype="float32", streams=1, device="cpu",
+    )  # fmt: skip
+    report = run(config, displays=[Begins()])
+    assert report.padding == round(1 - report.num_tokens / sum(given), 4) > 0
+    (events,) = told(config)
+    assert events[-2]["padding"] == report.padding
 
 
 # -- metrics ---------------------------------------------------------------------------------------

@@ -183,6 +183,15 @@ def test_memory_of_devices_adds_up_and_its_peak_stays(clock: Clock) -> None:
     assert (monitor.peak_device_memory, now.splits) == (12, 3)
 
 
+def test_padding_is_told_of_what_is_known(clock: Clock) -> None:
+    monitor = begun(clock)
+    monitor.measured(Measured("a", StageSeconds(), 0, None))
+    assert monitor.snapshot().padding is None
+    monitor.measured(Measured("a", StageSeconds(), 0, None, tokens=60, computed_tokens=80))
+    monitor.measured(Measured("b", StageSeconds(), 0, None, tokens=30, computed_tokens=40))
+    assert monitor.snapshot().padding == 0.25
+
+
 def test_a_display_that_fails_is_left_out_and_ends_nothing(
     clock: Clock, caplog: pytest.LogCaptureFixture
 ) -> None:

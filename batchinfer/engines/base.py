@@ -227,6 +227,13 @@ class Engine(ABC):
         """What the device's memory was used for since this was asked last; None where nobody knows."""
         return None
 
+    def tokens_computed(self, batch: Batch) -> int | None:
+        """The tokens that the model computes for a batch, padding and all; None where nobody knows.
+
+        Of one that writes, those of the prompts.
+        """
+        return batch.num_tokens
+
     def _lower_ceiling(self, batch: Batch) -> None:
         """Remember that a batch of this size ran out of memory."""
         self._ceiling = int(self._size(batch) * CEILING_SHARE)

@@ -148,6 +148,10 @@ class GenerationEngine(TorchEngine):
             {name: np.concatenate([part.values[name] for part in parts]) for name in names}
         )
 
+    def tokens_computed(self, batch: Batch) -> int:
+        """The tokens of prompts that the model computes for a batch, padding and all."""
+        return len(batch) * batch.max_length if self.pads else batch.num_tokens
+
     @torch.inference_mode()
     def _answer(self, batch: Batch) -> Answers:
         task, encodes = self.generation, self.model.config.is_encoder_decoder

@@ -136,6 +136,16 @@ class LocalEngine(PassEngine):
             inputs["mask_places"] = self._mask_places(batch)
         return inputs
 
+    def tokens_computed(self, batch: Batch) -> int:
+        """The tokens that the model computes for a batch, padding and all."""
+        if self.is_packed:
+            return batch.num_tokens + self._spare(batch)
+        return len(batch) * batch.max_length
+
+    def _spare(self, batch: Batch) -> int:
+        """The padding of a packed batch."""
+        return -batch.num_tokens % _CPU_MULTIPLE if self.device.type == "cpu" else 0
+
     def _mask_places(self, batch: Batch) -> torch.Tensor:
         """Where the mask tokens stand in the flat batch, int64; found here, so that no device is asked."""
         places = np.flatnonzero(np.asarray(batch.fields["is_mask"]))
@@ -170,7 +180,7 @@ class LocalEngine(PassEngine):
 
         On a CPU t is a multiple of `_CPU_MULTIPLE`: a last row of padding, which nobody looks at, fills it.
         """
-        spare = -batch.num_tokens % _CPU_MULTIPLE if self.device.type == "cpu" else 0
+        spare = self._spare(batch)
         lengths = [*batch.lengths.tolist(), *([spare] if spare else [])]
         bounds = np.zeros(len(lengths) + 1, dtype=np.int32)
         np.cumsum(lengths, out=bounds[1:])

@@ -147,6 +147,10 @@ class OpenVinoEngine(Engine):
             self.answer(_smallest_batch(graph))
         self.open_streams(streams, _do_nothing)
 
+    def tokens_computed(self, batch: Batch) -> int:
+        """The tokens that the model computes for a batch, padding and all."""
+        return len(batch) * _width(batch, self.task.spec.max_length)
+
     def answer(self, batch: Batch) -> Answers:
         """Answer a batch of at least one request; may raise RuntimeError and MemoryError."""
         inputs = self._graph.padded(batch, widest=self.task.spec.max_length)
@@ -180,6 +184,12 @@ def _is_out_of_memory(error: Exception) -> bool:
     return isinstance(error, MemoryError) or "bad_alloc" in said or "allocate memory" in said
 
 
+def _width(batch: Batch, widest: int) -> int:
+    """How many tokens each row of a batch is padded to."""
+    width = -(-batch.max_length // _WIDTHS) * _WIDTHS
+    return batch.max_length if width > min(widest, 1.25 * batch.max_length) else width
+
+
 @dataclass(frozen=True)
 class _Graph:
     """A model as OpenVINO has it (an `openvino.Model`, or the file of one), and what it is asked with.
@@ -205,10 +215,7 @@ class _Graph:
 
         Never above `widest`: a model has no positions beyond the longest row that it takes.
         """
-        width = -(-batch.max_length // _WIDTHS) * _WIDTHS
-        if width > min(widest, 1.25 * batch.max_length):
-            width = batch.max_length
-        mask = np.arange(width) < batch.lengths[:, None]
+        mask = np.arange(_width(batch, widest)) < batch.lengths[:, None]
         inputs = []
         for name in self.inputs:
             padding = self.pad_token_id if name == "input_ids" else 0

@@ -89,6 +89,9 @@ class SupervisedEngine(Engine):
             ) from None
         self.dtype, self.device_kind, self.default_budget = ready
 
+    def tokens_computed(self, batch: Batch) -> None:
+        """None: the child does not say whether it pads."""
+
     def answer(self, batch: Batch) -> Answers:
         """Answer a batch of at least one request, in the child."""
         raise NotImplementedError("stream() asks the child, which halves what fails there")

@@ -184,6 +184,7 @@ class Monitor(Rates):
             recent_tokens_per_second=recent.per_second(recent.tokens),
             seconds_left=round(left / rate, 1) if left is not None and rate > 0 else None,
             splits=self.splits,
+            padding=None if self.padding is None else round(self.padding, 4),
             device_memory_bytes=in_use,
             device_memory_total_bytes=None if in_use is None else total,
             memory_bytes=self._look_at_memory(),

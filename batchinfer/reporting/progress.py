@@ -15,13 +15,16 @@ from batchinfer.stages import StageSeconds
 class Measured:
     """What a device was at since it said so last: seconds by stage, and batches halved for want of memory.
 
-    `device`: a name that tells it from others of the run. `memory`: None where nobody knows.
+    `device`: a name that tells it from others of the run. `tokens`: useful ones, and `computed_tokens`
+    those that they were among, with padding; both of engines that know. `memory`: None where nobody knows.
     """
 
     device: str
     stages: StageSeconds
     splits: int
     memory: MemoryUse | None
+    tokens: int = 0
+    computed_tokens: int = 0
 
 
 class Progress(Protocol):
@@ -72,6 +75,8 @@ class Rates:
         self.loaded_work = self.work = 0
         #: Batches that were halved for want of memory.
         self.splits = 0
+        #: Tokens that went through the model where it is known how many were padding, and with padding.
+        self.useful_tokens = self.computed_tokens = 0
         #: By device, as it was told last.
         self.device_memory: dict[str, MemoryUse] = {}
         self.stages = StageSeconds()
@@ -103,6 +108,8 @@ class Rates:
     def measured(self, said: Measured) -> None:
         self.stages += said.stages
         self.splits += said.splits
+        self.useful_tokens += said.tokens
+        self.computed_tokens += said.computed_tokens
         if said.memory is not None:
             self.device_memory[said.device] = said.memory
 
@@ -132,6 +139,13 @@ class Rates:
             return None
         unseen = max(0, self.total - self.rows_done - self.loaded_rows)
         return max(0, self.loaded_work - self.work) + unseen * self.loaded_work / self.loaded_rows
+
+    @property
+    def padding(self) -> float | None:
+        """The share of the tokens that were computed that is padding; None where nobody knows."""
+        if not self.computed_tokens:
+            return None
+        return 1 - self.useful_tokens / self.computed_tokens
 
     @property
     def rows_per_second(self) -> float:

@@ -26,7 +26,8 @@ class RunReport:
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
-    ahead; 0: the one that drives the device did. `splits`: batches that were halved for want of memory; the
+    ahead; 0: the one that drives the device did. `splits`: batches that were halved for want of memory;
+    `padding`: its share of the tokens that were computed, None where nobody knows; the
     peaks are of all devices together (0 on a CPU) and of the main process, where progress was looked at.
     `run_id` is in the name of the run's events file; "" where nothing was left to do. `part`: I/N of a run
     that answered one part of its job; the rows, shards and errors are then those of the part. `stopped`:
@@ -58,6 +59,7 @@ class RunReport:
     max_batch_tokens: int
     errors_tolerated: int
     splits: int = 0
+    padding: float | None = None
     peak_device_memory_bytes: int = 0
     peak_memory_bytes: int = 0
     run_id: str = ""
@@ -137,6 +139,7 @@ class RunReport:
             f"input, {writer} for the writer; {loaders} read {_seconds(stages.read)}, tokenize "
             f"{_seconds(stages.tokenize)}; behind it, decode {_seconds(stages.decode)}, write "
             f"{_seconds(stages.write)}"
+            + ("" if self.padding is None else f"; {100 * self.padding:.1f} % padding")
         )
 
     def warnings(self) -> list[str]:
@@ -184,6 +187,7 @@ class Effort:
     max_batch_tokens: int = 0
     workers: int = 0
     splits: int = 0
+    padding: float | None = None
     peak_device_memory_bytes: int = 0
     peak_memory_bytes: int = 0
     stages: StageSeconds = field(default_factory=StageSeconds)
@@ -236,6 +240,7 @@ def summarize(
         max_batch_tokens=effort.max_batch_tokens,
         errors_tolerated=plan.config.error_allowance(num_rows),
         splits=effort.splits,
+        padding=None if effort.padding is None else round(effort.padding, 4),
         peak_device_memory_bytes=effort.peak_device_memory_bytes,
         peak_memory_bytes=effort.peak_memory_bytes,
         run_id=run_id,

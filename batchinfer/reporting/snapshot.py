@@ -39,6 +39,7 @@ class Snapshot:
 
     Tokens are useful ones: no padding. `seconds`: since work began. `seconds_left` is told from the tokens
     that are left, None where nobody knows yet. `splits`: batches that were halved for want of memory.
+    `padding`: its share of the tokens that were computed, None where nobody knows.
     `device_memory_bytes`: what all devices held at most, None on a CPU; `memory_bytes`: resident, this
     process alone. The fields are those of a line of an events file.
     """
@@ -55,6 +56,7 @@ class Snapshot:
     recent_tokens_per_second: float
     seconds_left: float | None
     splits: int
+    padding: float | None
     device_memory_bytes: int | None
     device_memory_total_bytes: int | None
     memory_bytes: int
