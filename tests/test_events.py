@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import logging
 import os
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,13 +19,14 @@ from batchinfer.config import RunConfig
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import BatchInferError, Interrupted, UsageError
 from batchinfer.reporting import events as events_module
-from batchinfer.reporting.events import events_files, last_progress, read_events
+from batchinfer.reporting.events import EventLines, events_files, last_progress, read_events
 from batchinfer.reporting.monitor import Display
 from batchinfer.reporting.progress import Rates
 from batchinfer.reporting.status import read_status
 from batchinfer.runner import resume, run
 from batchinfer.stop import StopSignal
 from tests.conftest import ROOT
+from tests.test_progress import Clock, begun
 
 NUM_ROWS, CHUNK = 40, 10
 
@@ -147,6 +150,39 @@ def test_a_disk_without_room_for_events_is_no_reason_to_stop(
     monkeypatch.setattr(Path, "open", full)
     assert run(job()).finished
     assert told(job()) == []
+
+
+def test_a_run_that_has_just_begun_says_more_often_how_far_it_is() -> None:
+    clock = Clock()
+    lines: list[str] = []
+    monitor = begun(clock, EventLines(lines.append))
+    for _ in range(70):
+        clock.now += 1
+        monitor.show_due()
+    told = [json.loads(line) for line in lines]
+    seconds = [event["seconds"] for event in told if event["event"] == "progress"]
+    assert seconds == [0, *range(2, 31, 2), 40, 50, 60, 70]
+
+
+def test_status_of_a_run_that_is_loading_its_model(job: Job, tmp_path: Path) -> None:
+    output = tmp_path / "out"
+    holder = (
+        "import sys, time\n"
+        "from batchinfer.writers.run_folder import RunFolder\n"
+        "with RunFolder(sys.argv[1]):\n"
+        "    print('held', flush=True)\n"
+        "    time.sleep(60)\n"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", holder, str(output)], stdout=subprocess.PIPE, text=True
+    ) as process:
+        assert process.stdout is not None
+        assert process.stdout.readline() == "held\n"
+        with pytest.raises(Interrupted, match=r"a run is beginning here \(pid \d+ .*look again"):
+            read_status(str(output))
+        process.kill()
+    with pytest.raises(UsageError, match="ended before it had a plan"):
+        read_status(str(output))
 
 
 def test_old_files_make_room(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:

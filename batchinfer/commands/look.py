@@ -21,6 +21,7 @@ from batchinfer.commands.console import (
     safe_lines,
     to_json,
 )
+from batchinfer.errors import Interrupted
 from batchinfer.lean import spare_pandas
 
 if TYPE_CHECKING:
@@ -47,7 +48,16 @@ def status_command(
     def shown(status: Status) -> str:
         return to_json(status.to_dict()) if json else status.to_text()
 
-    status = read_status(output)
+    def look() -> Status:
+        while True:
+            try:
+                return read_status(output)
+            except Interrupted:  # it has no plan yet
+                if not watch:
+                    raise
+                time.sleep(every)
+
+    status = look()
     if watch and not json and is_terminal(sys.stdout):
         from rich.live import Live
         from rich.text import Text
@@ -55,11 +65,11 @@ def status_command(
         with Live(Text(safe_lines(shown(status))), auto_refresh=False, transient=True) as live:
             while status.state == "running":
                 time.sleep(every)
-                status = read_status(output)
+                status = look()
                 live.update(Text(safe_lines(shown(status))), refresh=True)
     while watch and status.state == "running" and print_out(shown(status)):
         time.sleep(every)
-        status = read_status(output)
+        status = look()
     print_out(shown(status))
 
 

@@ -3,7 +3,7 @@
 Each line is an object with `event` and `time` (UTC):
 
     begin     what runs on what: model, device, versions, settings
-    progress  the fields of Snapshot: at the beginning, every 10 s, and at the end
+    progress  the fields of Snapshot: at the beginning, every 2 s, after a while every 10 s, and at the end
     shard     a chunk is durable
     log       a warning, or an error
     end       finished, stopped or failed, with the exit code and the summary
@@ -33,6 +33,8 @@ log = logging.getLogger("batchinfer")
 
 #: Events files that a run folder keeps: those of the last runs that had something to do.
 MOST_FILES = 100
+#: So long every 2 s, for who looks at a run that has just begun; then every 10 s.
+_FIRST_SECONDS, _LATER = 30.0, 10.0
 _NAME = re.compile(r"events-[0-9]{8}T[0-9]{9}Z-[0-9]+-[0-9a-f]+\.jsonl")
 #: The end of an events file in which its last `progress` line stands.
 _TAIL_BYTES = 64 << 10
@@ -47,7 +49,7 @@ def to_line(event: str, fields: Mapping[str, Any]) -> str:
 class EventLines(Display):
     """Writes events by `write`, a line at a time."""
 
-    every = 10.0
+    every = 2.0
 
     def __init__(self, write: Callable[[str], None]) -> None:
         self._write = write
@@ -59,6 +61,8 @@ class EventLines(Display):
         self.show(now)
 
     def show(self, now: Snapshot) -> None:
+        if now.seconds >= _FIRST_SECONDS:
+            self.every = _LATER
         self._say("progress", progress_fields(now))
 
     def committed(self, shard: Shard) -> None:

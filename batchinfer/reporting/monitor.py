@@ -159,8 +159,8 @@ class Monitor(Rates):
                 self._samples.popleft()
         due = [display for display in self.displays if now >= self._due.get(display, now)]
         for display in due:
-            self._due[display] = now + display.every
             self._show(display, lambda one: one.show(self.snapshot(one.every)))
+            self._due[display] = now + display.every
 
     def snapshot(self, every: float = 0.0) -> Snapshot:
         """The figures as they are; `every`: recent is what happened in so many seconds, or in ten."""

@@ -562,10 +562,18 @@ def load_plan(path: Name) -> Plan | None:
 
 
 def require_plan(path: Name) -> Plan:
-    """The plan of a run folder. Raises UsageError where the folder is none."""
+    """The plan of a run folder.
+
+    Raises UsageError where the folder is none, and Interrupted where a run is about to give it one.
+    """
     plan = load_plan(path)
     if plan is None:
         place = place_of_output(path)
+        if _identity(place) not in _held and is_locked(path):
+            raise Interrupted(
+                f"{path}: a run is beginning here ({describe_holder(path)}); it loads its model first; "
+                "look again in a moment"
+            )
         if isinstance(place, Path) and (place / "_batchinfer").is_dir():
             raise UsageError(
                 f"{path}: the run that was begun here ended before it had a plan; start it again with "
