@@ -18,6 +18,7 @@ import typer
 from typer.core import TyperGroup
 
 from batchinfer import __version__
+from batchinfer.commands.begin import init_command, schema_command
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import print_out, print_to_stderr, safe
 from batchinfer.commands.look import errors_command, status_command
@@ -54,6 +55,8 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "verify": verify_command,
     "audit": audit_command,
     "errors": errors_command,
+    "init": init_command,
+    "schema": schema_command,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)

@@ -45,7 +45,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("auditing", "doctor"),
+    ("auditing", "doctor", "scaffold"),
     ("options",),
     ("commands",),
     ("cli",),
