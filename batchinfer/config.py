@@ -8,6 +8,7 @@ can name the flag, the variable or the line of the file that is wrong.
 from __future__ import annotations
 
 import os
+import re
 import reprlib
 import typing
 from collections.abc import Iterable, Mapping
@@ -18,7 +19,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchinfer.errors import UsageError, one_line
-from batchinfer.hints import did_you_mean, near_path, reason_of
+from batchinfer.hints import closest, did_you_mean, near_path, reason_of
 from batchinfer.knobs import (
     CONDUCT,
     INPUT,
@@ -50,6 +51,10 @@ from batchinfer.knobs import (
 )
 
 ENV_PREFIX = "BATCHINFER_"
+#: What follows the prefix in variables of images, services and scripts, though it is like a field.
+_DEPLOYMENT = re.compile(
+    r"version|home|image|stage|name|dir|path|user|port(_.*)?|(.*_)?service_(host|port)(_.*)?"
+)
 
 
 class RunConfig(BaseModel):
@@ -375,6 +380,23 @@ class RunConfig(BaseModel):
                 several = {tuple, dict} & set(parts_of(name))
                 given[name] = split_variable(value) if several else value
         return given
+
+    @classmethod
+    def misspelt_variables(cls, environ: Mapping[str, str]) -> dict[str, str]:
+        """Variables that are like one of ours and are none, with the one that is meant.
+
+        Others that begin alike are passed over: deployments have variables of their own for what they
+        call batchinfer, and Kubernetes makes some for a service of that name.
+        """
+        words = {
+            name[len(ENV_PREFIX) :].lower(): name for name in environ if name.startswith(ENV_PREFIX)
+        }
+        meant = {
+            name: closest(word, cls.model_fields, cutoff=0.75)
+            for word, name in sorted(words.items())
+            if word not in cls.model_fields and not _DEPLOYMENT.fullmatch(word)
+        }
+        return {name: ENV_PREFIX + word.upper() for name, word in meant.items() if word}
 
     @classmethod
     def load(

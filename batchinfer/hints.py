@@ -38,6 +38,9 @@ _ALIASES: Mapping[str, str] = {
     "window": "stride", "sliding": "stride", "cut": "truncate",
     "integer": "int64", "long": "int64", "number": "float64", "varchar": "string",
     "datetime": "timestamp", "ansi": "cp1252",
+    "schema": "types", "no_header": "header", "batch_size": "max_batch_rows",
+    "--batch-size": "--max-batch-rows", "--max-tokens": "--max-new-tokens", "--gpu": "--device",
+    "--gpus": "--devices", "--text": "--text-column", "--column": "--text-column",
 }  # fmt: skip
 #: So many names are listed in a message; a table may have thousands.
 _MOST_NAMES = 20
@@ -45,13 +48,16 @@ _MOST_NAMES = 20
 _MOST_ENTRIES = 10_000
 
 
-def closest(word: str, choices: Iterable[str]) -> str:
-    """The choice that was probably meant: another tool's word for it, or a like spelling; "": none."""
+def closest(word: str, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """The choice that was probably meant: another tool's word for it, or a like spelling; "": none.
+
+    `cutoff`: how much of the two must agree, from 0 to 1.
+    """
     there = list(choices)
     plain = {_plain(choice): choice for choice in reversed(there)}
     if (alias := _ALIASES.get(word.lower())) in there:
         return str(alias)
-    close = difflib.get_close_matches(_plain(word), plain, n=1)
+    close = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
     return plain[close[0]] if close else ""
 
 

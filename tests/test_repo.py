@@ -45,7 +45,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("auditing", "doctor", "scaffold"),
+    ("auditing", "checkup", "doctor", "scaffold"),
     ("options",),
     ("commands",),
     ("cli",),

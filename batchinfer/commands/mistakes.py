@@ -43,6 +43,8 @@ def _unknown_option(option: str, context: Any) -> str:
     root = context.find_root().command
     others: Mapping[str, Any] = getattr(root, "commands", {})
     having = [name for name, command in others.items() if option in _options(command)]
+    if option in ("--input", "--inputs", "-i") and "--text-column" in own:
+        return f"inputs stand without a flag: `{context.command_path} FILE`, not {option} FILE"
     if having:
         return f"`{context.command_path}` has no flag {option}, which is one of {', '.join(having)}"
     hint = did_you_mean(option, (name for name in own if name.startswith("--")))
