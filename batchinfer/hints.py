@@ -91,7 +91,7 @@ def near_path(name: str | os.PathLike[str]) -> str:
     try:
         with os.scandir(path.parent) as entries:
             names = [entry.name for entry, _ in zip(entries, range(_MOST_ENTRIES), strict=False)]
-    except OSError:
+    except (OSError, ValueError):  # a zero byte
         return ""
     alike = difflib.get_close_matches(path.name, names, n=3, cutoff=0.7)
     # What ends alike is no spelling of the same: of `a.jsonl` and `b.jsonl`, only the ends agree.

@@ -125,7 +125,8 @@ def describe(
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
         raise ModelError(
-            f"{model}: its files cannot be understood: {type(error).__name__}: {one_line(error)}"
+            f"{model}: its files cannot be understood: {type(error).__name__}: {one_line(error)}; fetch or "
+            "save it again"
         ) from None
 
 

@@ -140,7 +140,7 @@ def _read(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
             f"{task.spec.name}: the weights lack {missing[0]}{more}:"
-            f" they are not those of a model for --task {task.name}"
+            f" they are not those of a model for --task {task.name}; name another task or model"
         )
     return model
 
