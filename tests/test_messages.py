@@ -18,7 +18,7 @@ from batchinfer import hints
 from batchinfer.cli import main
 from batchinfer.config import RunConfig
 from batchinfer.readers import listing
-from batchinfer.writers import run_folder
+from batchinfer.writers import durable
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_data"
@@ -312,7 +312,7 @@ def test_a_folder_that_cannot_be_written_to_is_told(
     def refuse(*arguments: object, **options: object) -> None:
         raise OSError(code, os.strerror(code), "out")
 
-    monkeypatch.setattr(run_folder.Path, "mkdir", refuse)
+    monkeypatch.setattr(durable.os, "mkdir", refuse)
     told(capsys, ["run", "rows.jsonl", *FAKE.split(), "--quiet"], exit_code, f"out: |{says}")
 
 
