@@ -124,10 +124,10 @@ _EXPECTED: Mapping[str, str] = {
     "string_too_short": "should not be empty",
     "tuple_type": "should be a list",
     "dict_type": "should be a mapping of names to values",
-    "greater_than": "should be more than {gt:g}",
-    "greater_than_equal": "should be {ge:g} or more",
-    "less_than": "should be less than {lt:g}",
-    "less_than_equal": "should be {le:g} or less",
+    "greater_than": "should be more than {gt:,}",
+    "greater_than_equal": "should be {ge:,} or more",
+    "less_than": "should be less than {lt:,}",
+    "less_than_equal": "should be {le:,} or less",
 }
 
 
@@ -147,6 +147,11 @@ def reason_of(detail: Mapping[str, Any], choices: Iterable[str]) -> tuple[str, s
         return "should be a text", f'; put it in quotes: "{shown}"'
     wanted = _EXPECTED.get(kind)
     if wanted is not None:
-        return wanted.format(**detail.get("ctx", {})), ""
+        limits = detail.get("ctx", {}).items()
+        whole = {
+            name: int(one) if isinstance(one, float) and one % 1 == 0 else one
+            for name, one in limits
+        }
+        return wanted.format(**whole), ""
     hint = did_you_mean(given, choices) if isinstance(given, str) else ""
     return str(detail["msg"]).removeprefix("Value error, "), hint

@@ -176,6 +176,7 @@ FILES = (
     ("engine: fak\n", ":1: engine|'fak'|did you mean 'fake'?"),
     ("threads: true\n", ":1: threads|a number|True"),
     ("seed: yes\n", ":1: seed|a number|True"),
+    ("max_length: 2000000000\n", ":1: max_length|1,073,741,824 or less"),
     ("model: 3\n", ':1: model|should be a text|put it in quotes: "3"'),
     ("trust_remote_code: maybe\n", ":1: trust_remote_code|true or false|'maybe'"),
     ("keep: 3\n", ":1: keep|a list|3"),
