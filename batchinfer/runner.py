@@ -369,10 +369,13 @@ def _io_errors_named(output: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or output
-        again = f"`batchinfer resume {output}`" if _is_begun(output) else "start it again"
+        is_begun = _is_begun(output)
+        again = f"`batchinfer resume {output}`" if is_begun else "start it again"
         if error.errno in _FULL:
             raise Interrupted(
                 f"{where}: no space left; what is committed stays: make room, then {again}"
             ) from error
-        advice = _ADVICE.get(error.errno or 0, f"mend that, then {again}")
+        advice = f"mend that, then {again}"
+        if not is_begun:
+            advice = _ADVICE.get(error.errno or 0, advice)
         raise StorageError(f"{where}: {error.strerror or error}; {advice}") from error

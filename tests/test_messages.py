@@ -18,7 +18,7 @@ from batchinfer import hints
 from batchinfer.cli import main
 from batchinfer.config import RunConfig
 from batchinfer.readers import listing
-from batchinfer.writers import durable
+from batchinfer.writers import durable, run_folder
 from tests.conftest import ROOT
 
 SAMPLES = ROOT / "sample_data"
@@ -315,6 +315,17 @@ def test_a_folder_that_cannot_be_written_to_is_told(
 
     monkeypatch.setattr(durable.os, "mkdir", refuse)
     told(capsys, ["run", "rows.jsonl", *FAKE.split(), "--quiet"], exit_code, f"out: |{says}")
+
+
+def test_a_run_folder_that_cannot_be_written_to_any_more_is_told_with_its_resume(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*arguments: object, **options: object) -> None:
+        raise OSError(errno.EROFS, os.strerror(errno.EROFS), "done/_batchinfer/lock")
+
+    monkeypatch.setattr(run_folder.RunFolder, "__enter__", refuse)
+    says = "done/_batchinfer/lock: Read-only file system|mend that, then `batchinfer resume done`"
+    told(capsys, ["resume", "done", "--quiet"], 74, says)
 
 
 #: What a hub answers: the name that is asked for, the status, and its own code for it.
