@@ -8,7 +8,6 @@ can name the flag, the variable or the line of the file that is wrong.
 from __future__ import annotations
 
 import os
-import re
 import reprlib
 import typing
 from collections.abc import Iterable, Mapping
@@ -51,10 +50,8 @@ from batchinfer.knobs import (
 )
 
 ENV_PREFIX = "BATCHINFER_"
-#: What follows the prefix in variables of images, services and scripts, though it is like a field.
-_DEPLOYMENT = re.compile(
-    r"version|home|image|stage|name|dir|path|user|port(_.*)?|(.*_)?service_(host|port)(_.*)?"
-)
+#: What scripts and images call variables of their own, though it is like the name of a field.
+_NOT_MEANT = frozenset({"log", "logs"})
 
 
 class RunConfig(BaseModel):
@@ -392,9 +389,9 @@ class RunConfig(BaseModel):
             name[len(ENV_PREFIX) :].lower(): name for name in environ if name.startswith(ENV_PREFIX)
         }
         meant = {
-            name: closest(word, cls.model_fields, cutoff=0.75)
+            name: closest(word, cls.model_fields, cutoff=0.8)
             for word, name in sorted(words.items())
-            if word not in cls.model_fields and not _DEPLOYMENT.fullmatch(word)
+            if word not in cls.model_fields and word not in _NOT_MEANT
         }
         return {name: ENV_PREFIX + word.upper() for name, word in meant.items() if word}
 

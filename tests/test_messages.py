@@ -441,7 +441,8 @@ def test_misspelt_variables_are_told_and_those_of_deployments_passed_over() -> N
         "BATCHINFER_MAX_LENGHT": "1", "BATCHINFER_WORKER": "0", "BATCHINFER_SCHEMA": "a=int64",
         "BATCHINFER_MAX_LENGTH": "1", "BATCHINFER_VERSION": "1.2", "BATCHINFER_CORPORA": "x",
         "BATCHINFER_PORT_8080_TCP_ADDR": "10.0.0.1", "BATCHINFER_SERVICE_HOST": "10.0.0.1",
-        "BATCHINFER_PORT": "tcp://10.0.0.1:80", "MAX_LENGHT": "1",
+        "BATCHINFER_PORT": "tcp://10.0.0.1:80", "BATCHINFER_LOG": "x", "BATCHINFER_WORKER_ID": "3",
+        "BATCHINFER_GIT_SHA": "abc", "MAX_LENGHT": "1",
     }  # fmt: skip
     assert RunConfig.misspelt_variables(environ) == {
         "BATCHINFER_MAX_LENGHT": "BATCHINFER_MAX_LENGTH",
