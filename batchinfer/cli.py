@@ -12,20 +12,34 @@ import sys
 import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperGroup
 
 from batchinfer import __version__
+from batchinfer.commands.begin import init_command, schema_command
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import complain, print_out, print_to_stderr
 from batchinfer.commands.look import errors_command, status_command
+from batchinfer.commands.mistakes import unknown_command, wrong_command_line
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
-from batchinfer.errors import BatchInferError, without_secrets
+from batchinfer.errors import BatchInferError, UsageError, without_secrets
+
+
+class _Commands(TyperGroup):
+    """The commands; one that there is not is told with those that there are."""
+
+    def resolve_command(self, ctx: Any, args: list[str]) -> Any:
+        if args and not args[0].startswith("-") and args[0] not in self.commands:
+            raise UsageError(unknown_command(args[0], self.commands))
+        return super().resolve_command(ctx, args)
+
 
 app = typer.Typer(
     name="batchinfer",
+    cls=_Commands,
     invoke_without_command=True,
     rich_markup_mode=None,  # rich would swallow the [default: …] of the help texts
     pretty_exceptions_enable=False,
@@ -41,6 +55,8 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "verify": verify_command,
     "audit": audit_command,
     "errors": errors_command,
+    "init": init_command,
+    "schema": schema_command,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
@@ -90,25 +106,19 @@ def command() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Every error that a user can cause is one line."""
     _fill_standard_streams()
+    arguments = sys.argv[1:] if arguments is None else arguments
     try:
-        result = app(args=arguments, standalone_mode=False)
+        result = app(args=arguments, prog_name="batchinfer", standalone_mode=False)
     except BatchInferError as error:
         return _fail(str(error), error.exit_code)
     except typer.TyperException as error:
-        return _fail(_one_line(error), error.exit_code)
+        return _fail(wrong_command_line(error, arguments), error.exit_code)
     except (KeyboardInterrupt, typer.Abort):
         return 128 + signal.SIGINT
     except Exception:
         print_to_stderr(without_secrets(traceback.format_exc().rstrip()))
         return _fail("internal error: this is a bug in batchinfer, please report it", 1)
     return result if isinstance(result, int) else 0
-
-
-def _one_line(error: typer.TyperException) -> str:
-    """A wrong command line in one line, with where to look."""
-    message = " ".join(error.format_message().split())
-    context = getattr(error, "ctx", None)
-    return f"{message} (see `{context.command_path} --help`)" if context else message
 
 
 def _fail(message: str, code: int) -> int:

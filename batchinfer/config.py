@@ -7,7 +7,6 @@ can name the flag, the variable or the line of the file that is wrong.
 
 from __future__ import annotations
 
-import difflib
 import os
 import reprlib
 import typing
@@ -19,6 +18,7 @@ from typing import Any, Literal
 from pydantic import BaseModel, ConfigDict, ValidationError
 
 from batchinfer.errors import UsageError, one_line
+from batchinfer.hints import closest, did_you_mean, near_path, reason_of
 from batchinfer.knobs import (
     CONDUCT,
     INPUT,
@@ -26,12 +26,14 @@ from batchinfer.knobs import (
     OUTPUT,
     SPEED,
     TASK,
+    USUAL,
     ActorCount,
     AutoBool,
     AutoFloat,
     AutoInt,
     Columns,
     CountOrPercentage,
+    Device,
     DeviceMap,
     Devices,
     Duration,
@@ -41,12 +43,15 @@ from batchinfer.knobs import (
     Paths,
     Text,
     Types,
+    Whole,
     knob,
     split_variable,
     to_seconds,
 )
 
 ENV_PREFIX = "BATCHINFER_"
+#: What scripts and images call variables of their own, though it is like the name of a field.
+_NOT_MEANT = frozenset({"log", "logs"})
 
 
 class RunConfig(BaseModel):
@@ -162,7 +167,7 @@ class RunConfig(BaseModel):
         gt=0, le=1, allow_inf_nan=False,
     )  # fmt: skip
     stop: Names = knob((), "generate, seq2seq: a text that ends an answer (repeatable)", TASK)
-    seed: int = knob(
+    seed: Whole = knob(
         0, "generate, seq2seq: what each row's own draws begin with", TASK, ge=0, le=(1 << 63) - 1
     )
     generation_config: Text = knob(
@@ -199,7 +204,7 @@ class RunConfig(BaseModel):
         {}, "Column types that override what was found: NAME=TYPE", INPUT, flag="--schema"
     )
     limit: AutoInt = knob(None, "Only the first N rows", INPUT, ge=1)
-    max_line_bytes: int = knob(64 << 20, "A longer line is an error row", INPUT, ge=1 << 10)
+    max_line_bytes: Whole = knob(64 << 20, "A longer line is an error row", INPUT, ge=1 << 10)
 
     keep: Names | None = knob(
         None, "Columns carried through (repeatable; none: no column) [default: all]", OUTPUT
@@ -241,7 +246,7 @@ class RunConfig(BaseModel):
         min_length=1,
     )
 
-    device: str = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
+    device: Device = knob("auto", "auto, cpu, cuda, cuda:N, mps", SPEED, free=True)
     devices: Devices = knob(
         None,
         "Several devices of this machine, a process each: auto (every GPU), 0,1,3 or cpu:4 [default: one]",
@@ -389,6 +394,23 @@ class RunConfig(BaseModel):
         return given
 
     @classmethod
+    def misspelt_variables(cls, environ: Mapping[str, str]) -> dict[str, str]:
+        """Variables that are like one of ours and are none, with the one that is meant.
+
+        Others that begin alike are passed over: deployments have variables of their own for what they
+        call batchinfer, and Kubernetes makes some for a service of that name.
+        """
+        words = {
+            name[len(ENV_PREFIX) :].lower(): name for name in environ if name.startswith(ENV_PREFIX)
+        }
+        meant = {
+            name: closest(word, cls.model_fields, cutoff=0.8)
+            for word, name in sorted(words.items())
+            if word not in cls.model_fields and word not in _NOT_MEANT
+        }
+        return {name: ENV_PREFIX + word.upper() for name, word in meant.items() if word}
+
+    @classmethod
     def load(
         cls,
         flags: Mapping[str, Any],
@@ -404,7 +426,7 @@ class RunConfig(BaseModel):
         for key in document:
             if key not in cls.model_fields:
                 where = f"{config_file}:{lines.get(key, 1)}"
-                hint = did_you_mean(key, cls.model_fields)
+                hint = did_you_mean(key, cls.model_fields) or "; `batchinfer init` lists all keys"
                 raise UsageError(f"{where}: unknown key '{key}'{hint}")
         variables = cls.variables(environ)
         try:
@@ -418,8 +440,9 @@ class RunConfig(BaseModel):
                 where = ENV_PREFIX + name.upper()
             else:
                 where = f"{config_file}:{lines.get(name, 1)}: {name}"
-            reason = detail["msg"].removeprefix("Value error, ")
-            raise UsageError(f"{where}: {reason}, got {_shown(detail.get('input'))}") from None
+            reason, hint = reason_of(detail, choices_of(name) if name else ())
+            got = _shown(detail.get("input"))
+            raise UsageError(f"{where}: {reason}, got {got}{hint}") from None
 
 
 def seconds_of(flag: str, value: str) -> float:
@@ -444,6 +467,15 @@ def knob_of(name: str) -> dict[str, Any]:
     return typing.cast("dict[str, Any]", RunConfig.model_fields[name].json_schema_extra)
 
 
+def choices_of(name: str) -> tuple[str, ...]:
+    """The words that a field may be, where it may only be some; otherwise the usual ones."""
+    words: tuple[str, ...] = USUAL.get(name, ())
+    for part in parts_of(name):
+        if typing.get_origin(part) is Literal:
+            words += typing.get_args(part)
+    return words
+
+
 def parts_of(name: str) -> list[Any]:
     """The types that a field's annotation is made of, and their origins."""
     parts, found = [RunConfig.model_fields[name].annotation], []
@@ -452,12 +484,6 @@ def parts_of(name: str) -> list[Any]:
         found += [part, typing.get_origin(part)]
         parts += typing.get_args(part)
     return found
-
-
-def did_you_mean(word: str, choices: typing.Iterable[str]) -> str:
-    """`; did you mean 'x'?`, or nothing."""
-    close = difflib.get_close_matches(word, list(choices), n=1)
-    return f"; did you mean '{close[0]}'?" if close else ""
 
 
 def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
@@ -472,9 +498,16 @@ def read_yaml(path: Path) -> tuple[dict[str, Any], dict[str, int]]:
         node = yaml.compose(text, Loader=yaml.SafeLoader)
         document = yaml.safe_load(text)  # no tag makes it build anything but plain values
     except FileNotFoundError:
-        raise UsageError(f"{path}: no such configuration file") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise UsageError(f"{path}: cannot be read: {error}") from None
+        hint = near_path(path) or "; `batchinfer init` writes one"
+        raise UsageError(f"{path}: no such configuration file{hint}") from None
+    except OSError as error:
+        raise UsageError(
+            f"{path}: cannot be read as a configuration file: {error.strerror}; name a YAML file"
+        ) from None
+    except UnicodeDecodeError as error:
+        raise UsageError(
+            f"{path}: is not UTF-8 (byte {error.start + 1}); save it as UTF-8, or name another file"
+        ) from None
     except yaml.MarkedYAMLError as error:
         line = error.problem_mark.line + 1 if error.problem_mark else 1
         raise UsageError(f"{path}:{line}: not valid YAML: {error.problem}") from None

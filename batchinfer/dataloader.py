@@ -21,7 +21,7 @@ from torch.utils.data import DataLoader, IterableDataset
 
 from batchinfer.children import hold_signals, settle_child
 from batchinfer.core import LoadedChunk, Span
-from batchinfer.errors import BatchInferError, Interrupted
+from batchinfer.errors import BatchInferError, Interrupted, StorageError
 from batchinfer.lean import spare_pandas
 from batchinfer.loader import Loader, LoaderKilledError
 from batchinfer.stop import never
@@ -42,8 +42,9 @@ class SpanDataset(IterableDataset[LoadedChunk | BatchInferError]):
     def __init__(self, loader: Loader, spans: Sequence[Span]) -> None:
         self.loader = loader
         self.spans = spans
-        self.taken = multiprocessing.get_context("spawn").Value("q", 0)
-        self.stopping = multiprocessing.get_context("spawn").Event()
+        with _shared_memory_named():
+            self.taken = multiprocessing.get_context("spawn").Value("q", 0)
+            self.stopping = multiprocessing.get_context("spawn").Event()
 
     def __iter__(self) -> Iterator[LoadedChunk | BatchInferError]:
         try:
@@ -115,6 +116,22 @@ def _passing_on(stopped: Callable[[], bool], stopping: Event) -> Iterator[None]:
 
 
 @contextmanager
+def _shared_memory_named() -> Iterator[None]:
+    """What processes share, they share in the system's shared memory, of which containers may have none.
+
+    Raises StorageError where it refuses, which would else pass for the run folder's disk.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise StorageError(
+            f"no processes that read and tokenize can be started: {error.filename or 'shared memory'}: "
+            f"{error.strerror}; give the container shared memory (docker run --shm-size 1g), or run with "
+            "--workers 0"
+        ) from error
+
+
+@contextmanager
 def _no_advice() -> Iterator[None]:
     """DataLoader warns of more workers than cores; who asked for them knows."""
     with warnings.catch_warnings():
@@ -148,7 +165,7 @@ class _WorkerWatch:
     def iterate(self, items: DataLoader[Any]) -> Iterator[Any]:
         """Yield what the workers send. Raises Interrupted where one of them was killed."""
         others = set(multiprocessing.active_children())
-        with _no_advice(), hold_signals():
+        with _no_advice(), hold_signals(), _shared_memory_named():
             iterator = iter(items)  # starts the workers, and sets DataLoader's handler
         self._workers = [w for w in multiprocessing.active_children() if w not in others]
         if self._before is not None:

@@ -18,6 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer import __version__
+from batchinfer.checkup import complaints
 from batchinfer.errors import BatchInferError, one_line
 from batchinfer.machine import cache_folder, cpu_name, usable_cores, usable_memory
 from batchinfer.reporting.facts import versions
@@ -63,7 +64,10 @@ class Folder:
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """What was found. `missing`: optional libraries that are not there, with what they are for."""
+    """What was found. `missing`: optional libraries that are not there, with what they are for.
+
+    `complaints`: what will get in the way of a job, with the way out.
+    """
 
     versions: dict[str, str]
     platform: str
@@ -72,6 +76,7 @@ class Diagnosis:
     cache: str
     cache_free_bytes: int | None
     missing: tuple[tuple[str, str, str], ...]
+    complaints: tuple[str, ...]
     folder: Folder | None
 
     @property
@@ -104,13 +109,15 @@ class Diagnosis:
         yield f"cache: {self.cache}{free}"
         for module, purpose, package in self.missing:
             yield f"not installed: {module}, for {purpose} (pip install '{package}')"
+        for line in self.complaints:
+            yield f"in the way: {line}"
         if self.folder is not None:
             yield from self._folder_lines(self.folder)
 
     @staticmethod
     def _folder_lines(folder: Folder) -> Iterator[str]:
         if folder.problem:
-            yield f"{folder.path}: cannot take a job: {folder.problem}"
+            yield f"{folder.path}: cannot take a job: {folder.problem}; name another folder, or mend that"
             return
         free = "" if folder.free_bytes is None else f"; {_size(folder.free_bytes)} free"
         yield (
@@ -134,6 +141,7 @@ def examine(output: str = "") -> Diagnosis:
         cache=_cache(),
         cache_free_bytes=_free(Path(_cache())),
         missing=tuple(one for one in _OPTIONAL if find_spec(one[0]) is None),
+        complaints=tuple(complaints()),
         folder=_examine_folder(output) if output else None,
     )
 

@@ -14,11 +14,12 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from batchinfer.config import RunConfig, did_you_mean
+from batchinfer.config import RunConfig, flag_name
 from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Position, Segment
 from batchinfer.engines import describe_model, kind_of_device, require_fit, resolve_dtype
 from batchinfer.engines.modules import names_module
 from batchinfer.errors import JobMismatchError, UsageError, one_line
+from batchinfer.hints import listed, unknown_column
 from batchinfer.plan import Plan
 from batchinfer.profiles import Profile, Tuned, kept_profile, key_of, named_profile
 from batchinfer.readers import (
@@ -226,19 +227,23 @@ def _with_columns(found: pa.Schema, config: RunConfig) -> pa.Schema:
         return pa.schema([pa.field(name, pa.string()) for name in names])
     for name in (*texts, *values):
         if name not in found.names:
-            source = "--template: " if name in values else ""
-            advice = "" if source else " (choose one with --text-column)"
-            raise UsageError(
-                f"{source}no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
-                f"{', '.join(found.names)}{advice}"
-            )
+            raise UsageError(unknown_column(name, found.names, _flag_of_column(name, config)))
     for name in texts:
         if not _is_text(found.field(name).type):
             raise UsageError(
                 f"column '{name}' holds {found.field(name).type}, not text; choose another with "
-                f"--text-column, or read it as text with --schema {name}=string"
+                f"{_flag_of_column(name, config)}, or read it as text with --schema {name}=string"
             )
     return found
+
+
+def _flag_of_column(name: str, config: RunConfig) -> str:
+    """The flag that names a column which rows are answered by."""
+    for field in ("text_column", "text_pair_column", "labels_column"):
+        is_asked = field != "text_column" or config.template is None
+        if is_asked and getattr(config, field) == name:
+            return flag_name(field)
+    return "--template"
 
 
 def with_features(found: pa.Schema, config: RunConfig) -> pa.Schema:
@@ -247,18 +252,15 @@ def with_features(found: pa.Schema, config: RunConfig) -> pa.Schema:
     if not names:
         raise UsageError(
             "--task module needs --features, the columns that the module takes; the input has: "
-            f"{', '.join(found.names)}"
+            f"{listed(found.names)}"
         )
     if not found.names:  # no record could be read: each row will say why
         found = pa.schema([pa.field(name, pa.float64()) for name in dict.fromkeys(names)])
     for name in names:
         if names.count(name) > 1:
-            raise UsageError(f"--features: '{name}' stands twice")
+            raise UsageError(f"--features: '{name}' stands twice; name it once")
         if name not in found.names:
-            raise UsageError(
-                f"no column '{name}' in the input{did_you_mean(name, found.names)}; it has: "
-                f"{', '.join(found.names)} (choose them with --features)"
-            )
+            raise UsageError(unknown_column(name, found.names, "--features"))
         kind = found.field(name).type
         if not is_feature(kind):
             raise UsageError(
@@ -325,10 +327,11 @@ def _kept_columns(config: RunConfig, found: pa.Schema) -> list[str]:
         return []
     for name in config.keep:
         if name not in found.names:
-            raise UsageError(
-                f"--keep {name}: no such column{did_you_mean(name, found.names)}; the input has: "
-                f"{', '.join(found.names)}"
-            )
+            parts = [part.strip() for part in name.split(",")]
+            if len(parts) > 1 and set(parts) <= set(found.names):  # a name may hold a comma
+                again = " ".join(f"--keep {part}" for part in parts)
+                raise UsageError(f"--keep {name}: no such column; for several, write {again}")
+            raise UsageError(unknown_column(name, found.names, "--keep"))
     return [name for name in found.names if name in config.keep]
 
 

@@ -382,6 +382,22 @@ def _refuse_foreign_folder(path: str) -> None:
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
+#: What helps where a folder cannot be written to at all.
+_NOT_YOURS = "look at whose it is and its permissions, or name another folder with --output"
+_ADVICE = {
+    errno.EACCES: _NOT_YOURS,
+    errno.EPERM: _NOT_YOURS,
+    errno.EROFS: "name a folder on another file system with --output",
+    errno.ENAMETOOLONG: "name a shorter one with --output",
+}
+
+
+def _is_begun(output: str | os.PathLike[str]) -> bool:
+    """Whether there is something to resume, as far as that can be seen."""
+    try:
+        return has_plan(output)
+    except OSError:
+        return False
 
 
 @contextmanager
@@ -391,9 +407,13 @@ def _io_errors_named(output: str | os.PathLike[str]) -> Iterator[None]:
         yield
     except OSError as error:
         where = error.filename or output
+        is_begun = _is_begun(output)
+        again = f"`batchinfer resume {output}`" if is_begun else "start it again"
         if error.errno in _FULL:
-            again = f"`batchinfer resume {output}`" if has_plan(output) else "start it again"
             raise Interrupted(
                 f"{where}: no space left; what is committed stays: make room, then {again}"
             ) from error
-        raise StorageError(f"{where}: {error.strerror or error}") from error
+        advice = f"mend that, then {again}"
+        if not is_begun:
+            advice = _ADVICE.get(error.errno or 0, advice)
+        raise StorageError(f"{where}: {error.strerror or error}; {advice}") from error

@@ -32,7 +32,6 @@ from jinja2.runtime import Undefined
 from jinja2.sandbox import safe_range
 from jinja2.visitor import NodeTransformer
 
-from batchinfer.config import did_you_mean
 from batchinfer.errors import one_line
 from batchinfer.filters import (
     FILTERS,
@@ -43,6 +42,7 @@ from batchinfer.filters import (
     check_operands,
     finalize,
 )
+from batchinfer.hints import did_you_mean
 from batchinfer.methods import called
 
 #: Characters of a template: it may hold examples, but no corpus.

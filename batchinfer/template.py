@@ -18,6 +18,7 @@ import pyarrow.types as pat
 
 from batchinfer.core import BOOKKEEPING, is_unicode
 from batchinfer.errors import UsageError, one_line
+from batchinfer.hints import near_path
 
 if TYPE_CHECKING:
     from batchinfer.config import RunConfig
@@ -105,7 +106,8 @@ def _read(path: str) -> str:
             content = file.read(4 * MAX_SOURCE + 1)
         return content.decode("utf-8-sig")
     except FileNotFoundError:
-        raise UsageError(f"--template @{path}: no such file") from None
+        hint = near_path(path) or "; check the path"
+        raise UsageError(f"--template @{path}: no such file{hint}") from None
     except (OSError, ValueError) as error:
         why = getattr(error, "strerror", None) or one_line(error, 100)
         raise UsageError(f"--template @{path}: cannot be read: {why}") from None

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 import pytest
 
-from batchinfer import doctor
+from batchinfer import checkup, doctor
 from batchinfer.machine import usable_cores
 from tests.conftest import Cli
 
@@ -64,3 +65,116 @@ def test_a_file_system_that_creates_over_what_is_there_is_seen(
     assert found.exit_code == 74 and found.folder is not None
     assert "creates a name that is taken" in found.folder.problem
     assert list(tmp_path.iterdir()) == []
+
+
+@pytest.fixture
+def sound(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A machine with nothing in the way, whatever the one is that the tests run on."""
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(checkup, "usable_memory", lambda: 8 << 30)
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(checkup, "cache_folder", lambda: tmp_path / "cache")
+    monkeypatch.setattr(checkup, "_LITTLE_DISK", 0)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 0)
+    monkeypatch.setattr("torch.version.cuda", None)
+    for name in ("HF_TOKEN_PATH", "CUDA_VISIBLE_DEVICES", "HF_HUB_OFFLINE", "TRANSFORMERS_OFFLINE"):
+        monkeypatch.delenv(name, raising=False)
+    assert said(tmp_path) == []
+    return tmp_path
+
+
+def said(folder: Path, shared_memory: Path | None = None) -> list[str]:
+    return list(checkup.complaints(shared_memory or folder, folder / "gpus"))
+
+
+def with_gpu(folder: Path) -> None:
+    (folder / "gpus" / "0000:01:00.0").mkdir(parents=True)
+
+
+def test_a_torch_for_cpus_beside_a_gpu_is_in_the_way(sound: Path) -> None:
+    with_gpu(sound)
+    [line] = said(sound)
+    assert "a build for CPUs" in line and "install one for CUDA" in line
+
+
+@pytest.mark.parametrize(
+    ("has_gpu", "hidden", "words"),
+    [
+        (False, None, "no NVIDIA driver is there"),
+        (True, "", "CUDA_VISIBLE_DEVICES is ''"),
+        (True, None, "compare the driver's version"),
+    ],
+)
+def test_a_torch_for_gpus_that_sees_none_is_in_the_way(
+    has_gpu: bool, hidden: str | None, words: str, sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("torch.version.cuda", "12.8")
+    if has_gpu:
+        with_gpu(sound)
+    if hidden is not None:
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+    [line] = said(sound)
+    assert words in line
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 1)
+    assert said(sound) == []
+
+
+def test_little_memory_and_little_shared_memory_are_in_the_way(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(checkup, "usable_memory", lambda: 1 << 30)
+    assert "may use 1.0 GiB" in said(sound)[0]
+    monkeypatch.setattr(checkup, "usable_memory", lambda: 8 << 30)
+    usage = shutil.disk_usage
+    monkeypatch.setattr(
+        checkup.shutil,
+        "disk_usage",
+        lambda path: usage(path)._replace(free=65536) if path == sound / "shm" else usage(path),
+    )
+    (sound / "shm").mkdir()
+    [line] = said(sound, sound / "shm")
+    assert "has 0.1 MiB free" in line and "--workers 0" in line and "--shm-size" in line
+    assert said(sound, sound / "none") == [], "not every system has it"
+
+
+def test_a_cache_that_takes_nothing_is_in_the_way(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    (sound / "file").write_text("")
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(sound / "file" / "hub"))
+    [line] = said(sound)
+    assert f"{sound / 'file'} is no folder; set HF_HOME" in line
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(sound))
+    monkeypatch.setattr(checkup.os, "access", lambda path, mode: path != sound)
+    lines = said(sound, sound / "none")
+    assert ["set HF_HOME to a folder" in lines[0], "set XDG_CACHE_HOME to a folder" in lines[1]] == [
+        True, True,
+    ]  # fmt: skip
+
+
+def test_variables_that_keep_the_hub_away_or_are_misspelt_are_in_the_way(
+    sound: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from huggingface_hub import constants
+
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setenv("TRANSFORMERS_OFFLINE", "1")
+    monkeypatch.setenv("HF_TOKEN_PATH", "/no/such/token")
+    monkeypatch.setenv("BATCHINFER_MODLE", "x")
+    lines = said(sound)
+    assert [line.partition(" ")[0] for line in lines] == [
+        "TRANSFORMERS_OFFLINE", "HF_TOKEN_PATH", "BATCHINFER_MODLE:",
+    ]  # fmt: skip
+    assert "only models in the local cache" in lines[0]
+    assert "did you mean BATCHINFER_MODEL?" in lines[2]
+
+
+def test_what_is_in_the_way_is_told_and_does_not_fail(sound: Path) -> None:
+    with_gpu(sound)
+    found = doctor.examine()
+    assert all(f"in the way: {line}" in found.to_text() for line in found.complaints)
+    assert found.exit_code == 0 and found.to_dict()["complaints"] == found.complaints

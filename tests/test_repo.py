@@ -23,8 +23,19 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 
 #: Each layer imports from those before it, and from its own.
 LAYERS = (
-    ("errors", "lean", "children", "stages", "stop", "checked", "machine", "prefetch", "storage"),
-    ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
+    (
+        "errors",
+        "hints",
+        "lean",
+        "children",
+        "stages",
+        "stop",
+        "checked",
+        "machine",
+        "prefetch",
+        "storage",
+    ),
+    ("core", "knobs", "config", "schema", "filters", "methods", "sandbox", "template"),
     ("attempts", "sharing"),
     ("readers", "batching", "profiles"),
     ("plan", "windows", "tokenization", "detokenization"),
@@ -34,7 +45,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("auditing", "doctor"),
+    ("auditing", "checkup", "doctor", "scaffold"),
     ("options",),
     ("commands",),
     ("cli",),

@@ -366,8 +366,8 @@ print("jinja2" in sys.modules)
 @pytest.mark.parametrize(
     ("template", "why"),
     [
-        ("{{ titel }}", "--template: no column 'titel' in the input; did you mean 'title'?; it has: id, "),
-        ("{{ row['titel'] }}", "--template: no column 'titel' in the input; did you mean 'title'?"),
+        ("{{ titel }}", "--template: no column 'titel' in the input; it has: id, "),
+        ("{{ row['titel'] }}", "; did you mean 'title'?"),
         ("{{ _row }}", "no column '_row'"),
         ("{{ namespace(x=1) }}", "no column 'namespace'"),
         ("{{ lipsum() }}", "no column 'lipsum'"),

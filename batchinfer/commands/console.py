@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Annotated, Any, TextIO
 
 import typer
 
+from batchinfer.config import RunConfig
 from batchinfer.errors import without_secrets
 from batchinfer.lean import spare_pandas
 
@@ -63,6 +64,7 @@ class Conduct:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             if signal.getsignal(number) != signal.SIG_IGN:  # nohup and `&` in scripts ignore some
                 self.before[number] = signal.signal(number, on_signal)
+        warn_of_variables()
         return self._displays(), stop
 
     def _displays(self) -> list[Display]:
@@ -100,6 +102,12 @@ class _SafeFormatter(logging.Formatter):
 
     def format(self, record: logging.LogRecord) -> str:
         return safe(super().format(record))
+
+
+def warn_of_variables() -> None:
+    """Say which BATCHINFER_… variables are misspelt: nothing else would tell that they are not heard."""
+    for name, meant in RunConfig.misspelt_variables(os.environ).items():
+        log.warning(f"{name}: no such variable, so it is not heard; did you mean {meant}?")
 
 
 def to_json(value: Mapping[str, Any]) -> str:

@@ -19,6 +19,7 @@ from batchinfer.commands.console import (
     print_out,
     set_up_logging,
     to_json,
+    warn_of_variables,
 )
 from batchinfer.commands.flags import NOT_TUNED, TUNE_FLAGS
 from batchinfer.config import RunConfig, seconds_of
@@ -57,6 +58,7 @@ def tune_command(
     given = {**flags, **({"inputs": tuple(inputs)} if inputs else {})}
     job = RunConfig.load({**given, **({"profile": profile} if profile else {})}, config)
     set_up_logging(quiet, verbose)
+    warn_of_variables()
     spare_pandas()
     from batchinfer.tuning.command import run_tune
 

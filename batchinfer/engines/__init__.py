@@ -228,6 +228,8 @@ def require_fit(config: RunConfig) -> None:
     """See that the engine can do what is asked of it, where it cannot do all. Raises UsageError."""
     if config.engine != "fake":
         placement.require(config)
+        if config.devices is not None:
+            devices_of(config)
     if config.task == "module" and config.engine != "fake":
         modules.require(config)
     if config.engine == "openvino":

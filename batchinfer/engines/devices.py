@@ -35,10 +35,25 @@ def resolve_device(device: str) -> str:
     if kind == "cuda":
         found = torch.cuda.device_count()
         if int(index or 0) >= found:
-            raise UsageError(f"--device {device}: not available: {found} CUDA devices were found")
+            raise UsageError(f"--device {device}: not available: {without_cuda(found)}")
     if kind == "mps" and not torch.backends.mps.is_available():
-        raise UsageError("--device mps: not available on this machine")
+        raise UsageError("--device mps: not available on this machine; take --device auto")
     return device
+
+
+def without_cuda(found: int) -> str:
+    """Why a GPU is not there, where `found` of them are, and what to do."""
+    if found:
+        return f"{found} were found, counted from 0: `nvidia-smi` lists them; name one of those"
+    if torch.version.cuda is None and not getattr(torch.version, "hip", None):
+        return (
+            "this torch is a build for CPUs; install one for CUDA (`batchinfer doctor` says more), or take "
+            "--device auto"
+        )
+    hidden = os.environ.get("CUDA_VISIBLE_DEVICES")
+    if hidden is not None:
+        return f"CUDA_VISIBLE_DEVICES is '{hidden}' and hides them; unset it, or take --device auto"
+    return "no CUDA device was found: see whether `nvidia-smi` lists any, or take --device auto"
 
 
 def resolve_devices(devices: str) -> list[str]:
@@ -52,7 +67,7 @@ def resolve_devices(devices: str) -> list[str]:
     numbers = [int(number) for number in devices.split(",")]
     if missing := [number for number in numbers if number >= found]:
         raise UsageError(
-            f"--devices {devices}: GPU {missing[0]} is not available: {found} were found, counted from 0"
+            f"--devices {devices}: GPU {missing[0]} is not available: {without_cuda(found)}"
         )
     return [f"cuda:{number}" for number in numbers]
 

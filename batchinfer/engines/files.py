@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from batchinfer.errors import ModelError, UsageError, one_line
+from batchinfer.hints import near_path
 from batchinfer.readers.base import shown
 
 #: What a model consists of; the rest of a repository (readme, pickles, other formats) stays there.
@@ -19,6 +20,7 @@ _MODEL_MARKS = ("config.json", "modules.json")
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 #: What an adapter consists of; the labels of its head may stand in a config.json.
 _ADAPTER_FILES = (ADAPTER_CONFIG, ADAPTER_WEIGHTS, "config.json")
+_HUB_PAGE = re.compile(r"https://(?:huggingface\.co|hf\.co)/([\w.-]+/[\w.-]+)(?:/tree/[^/]+)?/?$")
 _SAFE_WEIGHTS = "*.safetensors"
 _PICKLED_WEIGHTS = "pytorch_model*.bin"
 _FOREIGN = ("onnx/*", "openvino/*", "coreml/*", "tf/*", "flax/*", "original/*", "checkpoint-*/*")
@@ -40,7 +42,9 @@ def find(
         if not any((path / mark).is_file() for mark in _MODEL_MARKS):
             raise no_model(path, model)
         if revision is not None:
-            raise UsageError(f"--revision is of hub models; {model} is a local folder")
+            raise UsageError(
+                f"--revision is of hub models; {model} is a local folder: leave --revision out"
+            )
         return path.resolve(), _digest(path.resolve(), trust_remote_code, allow_pickle)
     _require_hub_id(model, path, "a model")
     patterns = _patterns(trust_remote_code)
@@ -58,7 +62,10 @@ def find_adapter(adapter: str) -> tuple[Path, str]:
     path = Path(adapter).expanduser()
     if path.is_dir():
         if not (path / ADAPTER_CONFIG).is_file():
-            raise ModelError(f"--adapter {adapter}: the folder has no {ADAPTER_CONFIG}")
+            raise ModelError(
+                f"--adapter {adapter}: the folder has no {ADAPTER_CONFIG}; name the one that PEFT's "
+                "save_pretrained wrote"
+            )
         files = sorted(path.resolve() / name for name in _ADAPTER_FILES)
         return path.resolve(), _digest_of(path.resolve(), files)
     name, _, revision = adapter.partition("@")
@@ -89,7 +96,11 @@ def no_model(folder: Path, model: str) -> ModelError:
     """The error for a folder that is no model; it may be an adapter for one."""
     stated = read_json(folder / ADAPTER_CONFIG, model)
     if not stated:
-        return ModelError(f"{model}: not a model: the folder has no config.json")
+        inner = [entry.parent for entry in sorted(folder.glob("*/config.json"))]
+        advice = f"did you mean {inner[0]}?" if inner else (
+            "name the one that transformers' save_pretrained wrote, with the tokenizer in it"
+        )  # fmt: skip
+        return ModelError(f"{model}: not a model: the folder has no config.json; {advice}")
     base = stated.get("base_model_name_or_path") if isinstance(stated, dict) else None
     base = shown(base) if isinstance(base, str) and base else "ITS-BASE"
     return ModelError(
@@ -101,11 +112,17 @@ def no_model(folder: Path, model: str) -> ModelError:
 def _require_hub_id(name: str, path: Path, what: str) -> None:
     """Raise ModelError for what is neither a folder nor may be a hub id."""
     if path.exists():
-        raise ModelError(f"{name}: {what} is a folder or a hub id, this is a file")
+        hint = ""
+        if (path.parent / "config.json").is_file():
+            hint = f"; did you mean {path.parent}?"
+        raise ModelError(f"{name}: {what} is a folder or a hub id, this is a file{hint}")
     if "://" in name:
-        raise ModelError(f"{name}: an address; give a hub id (OWNER/NAME) or a folder")
+        found = _HUB_PAGE.match(name)
+        hint = f"; did you mean {found[1]}?" if found else ""
+        raise ModelError(f"{name}: an address; give a hub id (OWNER/NAME) or a folder{hint}")
     if name.startswith((".", "~", os.sep)) or name.count("/") > 1:
-        raise ModelError(f"{name}: no such {what.split()[1]} folder")
+        hint = near_path(path) or "; check the path, or give a hub id (OWNER/NAME)"
+        raise ModelError(f"{name}: no such {what.split()[1]} folder{hint}")
 
 
 def _patterns(trust_remote_code: bool) -> list[str]:
@@ -168,26 +185,25 @@ def _snapshot(
         )
     except errors.GatedRepoError:
         raise ModelError(
-            f"{model}: the model is gated: accept its terms on its page, then log in"
-            " (`hf auth login`)"
+            f"{model}: the model is gated: ask for access on its page ({_page(model)}), then log in with "
+            "`hf auth login`, or set HF_TOKEN"
         ) from None
     except errors.RevisionNotFoundError:
-        raise ModelError(f"{model}: the hub has no revision {revision}") from None
+        raise ModelError(
+            f"{model}: the hub has no revision {revision}; --revision takes a branch, a tag or a commit of "
+            f"{_page(model)}/commits/main"
+        ) from None
     except errors.RepositoryNotFoundError:
         raise ModelError(
             f"{model}: no such folder, and no such model on the hub"
-            " (a private one needs `hf auth login`)"
+            f" (a private one needs `hf auth login`, or HF_TOKEN){near_path(model) or _CHECK_NAME}"
         ) from None
     except errors.HFValidationError:
-        raise ModelError(f"{model}: no such folder, and not a hub id (OWNER/NAME)") from None
-    except (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled):
-        why = "HF_HUB_OFFLINE is set" if _is_offline() else "the hub cannot be reached"
         raise ModelError(
-            f"{model}{at}: no such folder, not in the local cache, and {why}:"
-            f" fetch it where there is a network (`hf download {model}`), or give a local folder"
+            f"{model}: no such folder, and not a hub id (OWNER/NAME){near_path(model) or _CHECK_NAME}"
         ) from None
-    except (OSError, ValueError, errors.HfHubHTTPError) as error:
-        raise ModelError(f"{model}{at}: cannot be fetched: {one_line(error)}") from None
+    except (OSError, ValueError, errors.HfHubHTTPError) as error:  # offline mode is an OSError, too
+        raise ModelError(_unavailable(model, at, error)) from None
     path = Path(folder)
     if not any((path / mark).exists() for mark in marks):
         if (path / ADAPTER_CONFIG).exists():
@@ -199,10 +215,53 @@ def _snapshot(
     return path, path.name
 
 
-def _is_offline() -> bool:
+_CHECK_NAME = "; check the name"
+
+
+def _unavailable(model: str, at: str, error: BaseException) -> str:
+    """Why a model cannot be fetched, and what to do, by what the hub or the cache's disk said."""
+    from huggingface_hub import constants, errors
+
+    code = _status_of(error)
+    if code in (401, 403):
+        return (
+            f"{model}{at}: the hub refuses it to you (HTTP {code}): log in with `hf auth login`, or set "
+            "HF_TOKEN to a token that may read it"
+        )
+    if code is not None:
+        return (
+            f"{model}{at}: the hub cannot give it now (HTTP {code}); start it again later, or give a local "
+            "folder"
+        )
+    if isinstance(error, (errors.LocalEntryNotFoundError, errors.OfflineModeIsEnabled)):
+        why = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "the hub cannot be reached"
+        return (
+            f"{model}{at}: no such folder, not in the local cache, and {why}: fetch it where there is a "
+            f"network (`hf download {model}`), or give a local folder{near_path(model)}"
+        )
+    if isinstance(error, OSError) and error.errno is not None:
+        where = error.filename or constants.HF_HUB_CACHE
+        return (
+            f"{model}{at}: cannot be fetched into the cache: {where}: {error.strerror}; make room, or set "
+            "HF_HOME to a folder that can be written to"
+        )
+    return f"{model}{at}: cannot be fetched: {one_line(error)}"
+
+
+def _status_of(error: BaseException | None) -> int | None:
+    """The HTTP status that an error of the hub's client came from, if any."""
+    while error is not None:
+        status = getattr(getattr(error, "response", None), "status_code", None)
+        if isinstance(status, int):
+            return status
+        error = error.__cause__ or error.__context__
+    return None
+
+
+def _page(model: str) -> str:
     from huggingface_hub import constants
 
-    return bool(constants.HF_HUB_OFFLINE)
+    return f"{constants.ENDPOINT}/{model}"
 
 
 def _digest(folder: Path, trust_remote_code: bool, allow_pickle: bool) -> str:

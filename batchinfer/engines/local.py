@@ -84,7 +84,7 @@ class LocalEngine(PassEngine):
         if compile and self.device.type not in _COMPILES:
             raise UsageError(
                 f"--compile: is for CUDA devices, not {self.device.type} (a CPU's layers are made fast "
-                "without it)"
+                "without it); leave it out"
             )
         self.dtype = task.spec.dtype or resolve_dtype(dtype, device)
         self.default_budget = BatchBudget(

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import logging
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -124,7 +125,8 @@ def describe(
     except (AttributeError, LookupError, TypeError, ValueError, RecursionError) as error:
         # Files that are JSON, but not of the shape that they have in a model.
         raise ModelError(
-            f"{model}: its files cannot be understood: {type(error).__name__}: {one_line(error)}"
+            f"{model}: its files cannot be understood: {type(error).__name__}: {one_line(error)}; fetch or "
+            "save it again"
         ) from None
 
 
@@ -172,7 +174,9 @@ def _describe(
     limit = _limit(config, tokenizer)
     default = min(limit or _DEFAULT_LENGTH, settings.get("max_seq_length") or _NO_LIMIT)
     if max_length and limit and max_length > limit:
-        raise UsageError(f"--max-length {max_length} is more than {model} takes: {limit} tokens")
+        raise UsageError(
+            f"--max-length {max_length} is more than {model} takes: {limit} tokens; give {limit} or less"
+        )
     generation: dict[str, Any] = {}
     if task in _WRITING:
         from batchinfer.engines import sampling
@@ -357,6 +361,13 @@ def _attentions(part: Any, *, named: bool = False) -> Iterator[str]:
 def _tokenizer(folder: Path, model: str, trust_remote_code: bool) -> Any:
     from transformers import AutoTokenizer
 
+    names = [path.name for path in folder.iterdir()]
+    if not any(name.startswith(_TOKENIZERS) or name.endswith(_VOCABULARIES) for name in names):
+        # transformers would make one without a vocabulary, to which every word is the same
+        raise ModelError(
+            f"{model}: has no tokenizer; save the one that it was trained with into its folder "
+            "(tokenizer.save_pretrained), or fetch it again"
+        )
     with _explained(f"{model}: the tokenizer cannot be loaded", trust_remote_code):
         return AutoTokenizer.from_pretrained(folder, trust_remote_code=trust_remote_code)
 
@@ -374,6 +385,11 @@ def _require_places(tokenizer: Any, model: str) -> None:
         )
 
 
+#: What files of a tokenizer are called: their beginnings, and their ends.
+_TOKENIZERS = ("token", "vocab", "merges", "spiece", "sentencepiece", "special_tokens_map")
+_VOCABULARIES = (".model", ".tiktoken")
+
+
 @contextlib.contextmanager
 def _explained(what: str, trust_remote_code: bool) -> Iterator[None]:
     """Turn whatever transformers raises into one line."""
@@ -385,6 +401,19 @@ def _explained(what: str, trust_remote_code: bool) -> Iterator[None]:
         text = one_line(error)
         if "trust_remote_code" in str(error) and not trust_remote_code:
             text = "it comes with its own Python code; read it, then give --trust-remote-code"
+        elif found := re.search(r"model type `([^`]*)` but Transformers does not", str(error)):
+            import transformers
+
+            text = (
+                f"transformers {transformers.__version__} knows no architecture '{found[1]}'; update it "
+                "(`pip install -U transformers`), or take another model"
+            )
+        elif found := re.search(r"does not appear to have a file named ([\w./-]+)\.", str(error)):
+            text = (
+                f"{found[1]}, which holds code that it names, is not there; fetch the whole model"
+            )
+        elif "not a valid JSON file" in text:
+            text = "it is not valid JSON; fetch or save the model again"
         raise ModelError(f"{what}: {text}") from None
 
 

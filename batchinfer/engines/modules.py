@@ -19,6 +19,7 @@ import pyarrow as pa
 from batchinfer.core import ModelSpec, TensorSpec
 from batchinfer.engines.base import reason
 from batchinfer.errors import BatchInferError, ModelError, UsageError
+from batchinfer.hints import near_path
 from batchinfer.readers.base import shown
 from batchinfer.tasks.features import as_tensors
 
@@ -131,9 +132,10 @@ def _program(config: RunConfig) -> Path:
     """The file of an exported program, where the user trusts it. Raises ModelError."""
     path = Path(config.model).expanduser()
     if "\0" in config.model or not path.exists():
-        raise ModelError(f"{shown(config.model)}: no such file")
+        hint = shown(near_path(path)) or "; check the path"
+        raise ModelError(f"{shown(config.model)}: no such file{hint}")
     if not path.is_file():
-        raise ModelError(f"{shown(config.model)}: no regular file")
+        raise ModelError(f"{shown(config.model)}: no regular file; copy what it gives into one")
     if not config.trust_remote_code:
         raise ModelError(
             f"{shown(config.model)}: an exported program is code, which runs when it is loaded; if you "

@@ -20,11 +20,11 @@ from typing import Any
 
 import torch
 
-from batchinfer.config import did_you_mean
 from batchinfer.engines.base import reason
 from batchinfer.engines.bound import Loaded
 from batchinfer.engines.signature import Parameter, Signature
 from batchinfer.errors import BatchInferError, ModelError, one_line
+from batchinfer.hints import did_you_mean
 
 #: Beyond this a bound of a batch is none.
 _NO_BOUND = 1 << 40
@@ -121,7 +121,8 @@ def load_factory(name: str, dtype: str, device: torch.device) -> tuple[Loaded, P
     found: Any = source
     for part in attribute.split("."):
         if not hasattr(found, part):
-            raise ModelError(f"{name}: {place} has no '{part}'{did_you_mean(part, vars(found))}")
+            hint = did_you_mean(part, vars(found)) or "; name what makes the module"
+            raise ModelError(f"{name}: {place} has no '{part}'{hint}")
         found = getattr(found, part)
     with _explained(f"{name}: cannot be made"):
         if isinstance(found, torch.nn.Module):

@@ -14,6 +14,7 @@ from transformers import GenerationConfig, LogitsProcessor, LogitsProcessorList
 from transformers.generation import logits_process
 
 from batchinfer.errors import ModelError, UsageError, one_line
+from batchinfer.hints import did_you_mean
 
 #: Where neither the model nor the user says how long an answer may be; transformers' own 20 cuts
 #: nearly every answer short.
@@ -120,7 +121,8 @@ def _stated(text: str) -> dict[str, Any]:
     settings: dict[str, Any] = json.loads(text)
     known = GenerationConfig().to_dict()  # type: ignore[no-untyped-call]
     if unknown := [name for name in settings if name not in known and name not in _IGNORED]:
-        raise UsageError(f"--generation-config: transformers knows no setting '{unknown[0]}'")
+        hint = did_you_mean(unknown[0], known) or "; leave it out"
+        raise UsageError(f"--generation-config: transformers knows no setting '{unknown[0]}'{hint}")
     return settings
 
 

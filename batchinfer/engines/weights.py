@@ -22,6 +22,9 @@ log = logging.getLogger("batchinfer")
 #: folder that is not there holds none.
 _NO_ADAPTER = {"subfolder": "no-adapter"}
 
+#: What mostly helps where files do not hold what they should.
+_AGAIN = "if its files are damaged, fetch or save them again"
+
 
 def load(
     task: OnePass | Generation,
@@ -67,12 +70,24 @@ def load(
     except BatchInferError:
         raise
     except torch.OutOfMemoryError:
-        advice = "" if spread else "; --device-map auto spreads it"
+        advice = (
+            "; free some, or let --max-memory use less"
+            if spread
+            else "; --device-map auto spreads it"
+        )
         raise ModelError(
             f"{name}: does not fit into the memory of {device} in {dtype}{advice}"
         ) from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
-        raise ModelError(f"{name}: the weights cannot be loaded: {one_line(error)}") from None
+        if "Weights only load failed" in str(error):  # torch's own advice is to run what is pickled
+            raise ModelError(
+                f"{name}: its pickled weights hold more than tensors, or are damaged, and are not loaded; "
+                "take a model with safetensors, or fetch it again"
+            ) from None
+        advice = "" if "install" in str(error) else f"; {_AGAIN}"
+        raise ModelError(
+            f"{name}: the weights cannot be loaded: {one_line(error).rstrip('.')}{advice}"
+        ) from None
     return model
 
 
@@ -125,7 +140,7 @@ def _read(
         more = f" and {len(missing) - 1} more" if len(missing) > 1 else ""
         raise ModelError(
             f"{task.spec.name}: the weights lack {missing[0]}{more}:"
-            f" they are not those of a model for --task {task.name}"
+            f" they are not those of a model for --task {task.name}; name another task or model"
         )
     return model
 

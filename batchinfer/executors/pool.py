@@ -410,5 +410,7 @@ def _committed_unheard(
             with suppress(FileNotFoundError, FooterError):
                 shard, found = read_footer(path)
                 if found != plan_id:
-                    raise JobMismatchError(f"{path}: another job has committed this shard")
+                    raise JobMismatchError(
+                        f"{path}: another job has committed this shard; name another --output"
+                    )
                 yield Committed(shard, shard.num_rows, shard.num_tokens)

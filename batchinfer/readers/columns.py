@@ -10,6 +10,7 @@ import pyarrow as pa
 import pyarrow.types as pat
 
 from batchinfer.errors import UsageError
+from batchinfer.hints import did_you_mean
 
 #: Deeper or wider than this is no record with columns, but data as keys: it is kept as JSON.
 MAX_DEPTH = 16
@@ -55,7 +56,7 @@ def parse_type(name: str) -> pa.DataType:
         return pa.list_(parse_type(found[1]))
     raise UsageError(
         f"--schema: unknown type '{name}'; use string, bool, int64, float64, date, timestamp[us], "
-        "list<string> and their kind"
+        f"list<string> and their kind{did_you_mean(name, _NAMED)}"
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 
@@ -10,9 +11,12 @@ import pyarrow.types as pat
 
 from batchinfer.core import BOOKKEEPING, InputFile
 from batchinfer.errors import InputError, StorageError, UsageError
+from batchinfer.hints import closest, unknown_column
 from batchinfer.readers.base import ReadOptions, shown
 from batchinfer.readers.columns import finished, merge, parse_type
 from batchinfer.readers.sampling import FileSample, sample_csv, sample_jsonl, sample_parquet
+
+log = logging.getLogger("batchinfer")
 
 #: A footer or a header is quick to read; a sample of rows less so.
 _MAX_HEADERS = 1000
@@ -101,7 +105,7 @@ def _survey(sampler: _Sampler, files: Sequence[InputFile], options: ReadOptions)
         try:
             survey.add(file, sampler(file, options, file in sampled))
         except StorageError as error:
-            raise InputError(f"{error}; check the file") from error
+            raise InputError(f"{str(error).rstrip('.')}; check the file") from error
         except OSError as error:
             raise InputError(f"{shown(file.path)}: {error.strerror}; check the file") from error
     return survey
@@ -126,9 +130,10 @@ def _schema(
             kinds[name] = pa.string()
     for name, kind in overrides.items():
         if name not in kinds and not open_ended:
-            have = ", ".join(map(shown, kinds)) or "none"
-            raise UsageError(
-                f"--schema: no column '{shown(name)}' in the inputs; they have: {have}"
+            raise UsageError(unknown_column(shown(name), map(shown, kinds), "--schema"))
+        if name not in kinds and (meant := closest(name, kinds)):
+            log.warning(
+                f"--schema: no sampled row has a column '{shown(name)}'; did you mean '{shown(meant)}'?"
             )
         kinds[name] = kind
     return pa.schema(list(kinds.items()))

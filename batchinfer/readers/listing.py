@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 from batchinfer.core import InputFile, Segment
 from batchinfer.errors import InputError, UsageError
+from batchinfer.hints import near_path
 from batchinfer.readers.base import shown
 from batchinfer.storage import FileStatus, RemotePath, is_remote, status_of
 
@@ -103,8 +104,13 @@ def _expand(name: str, format: str) -> Iterator[tuple[str, FileStatus]]:
             yield _checked(name, format)
     elif glob.has_magic(name):
         yield from _expand_glob(name, format)
+    elif name == "-":
+        raise InputError("-: standard input cannot be read twice; put it into a file first")
+    elif name[0] in "–—":  # as text editors make them of two hyphens
+        raise InputError(f"{shown(name)}: no such file; flags begin with --, two plain hyphens")
     else:
-        raise InputError(f"{shown(name)}: no such file or folder; check the path")
+        hint = shown(near_path(name)) or "; check the path"
+        raise InputError(f"{shown(name)}: no such file or folder{hint}")
 
 
 def _expand_glob(pattern: str, format: str) -> Iterator[tuple[str, FileStatus]]:

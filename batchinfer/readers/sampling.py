@@ -30,6 +30,22 @@ _MAGIC: Mapping[bytes, str] = {
     b"BZh91AY&SY": ".bz2",
     b"PAR1": ".parquet",
 }
+#: What files begin with that are named by mistake: what they are, and the way out.
+_NO_TABLE: Mapping[bytes, tuple[str, str]] = {
+    b"%PDF": ("a PDF document", "extract its text into JSON Lines first"),
+    b"PK\x03\x04": ("a zip archive or an Office document", "unpack it, or save the sheet as CSV"),
+    b"\xd0\xcf\x11\xe0": ("an old Office document", "save the sheet as CSV"),
+    b"\x89PNG": ("an image", "name a file of rows"),
+    b"\xff\xd8\xff": ("an image", "name a file of rows"),
+    b"GIF8": ("an image", "name a file of rows"),
+    b"SQLite format 3": ("a SQLite database", "export the table as CSV or Parquet"),
+    b"ARROW1": ("an Arrow file", "write its table as Parquet"),
+    b"ORC": ("an ORC file", "write its table as Parquet"),
+    b"Obj\x01": ("an Avro file", "write its table as Parquet"),
+    b"\x89HDF": ("an HDF5 file", "write its table as Parquet"),
+    b"\x80\x04\x95": ("a Python pickle", "write its table as Parquet"),
+    b"\x7fELF": ("a program", "name a file of rows"),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -213,6 +229,9 @@ def _refuse_disguised(file: InputFile) -> None:
             raise UsageError(
                 f"{shown(file.path)}: looks like a {extension} file; rename it so that it says so"
             )
+    for magic, (what, advice) in _NO_TABLE.items():
+        if start.startswith(magic):
+            raise UsageError(f"{shown(file.path)}: is {what}, not {file.format}; {advice}")
 
 
 def _refuse_undecodable(file: InputFile, lines: Sequence[bytes]) -> None:
@@ -221,6 +240,8 @@ def _refuse_undecodable(file: InputFile, lines: Sequence[bytes]) -> None:
     try:
         lines[0].decode()
     except UnicodeDecodeError as error:
+        if lines[0].startswith((b"\xff\xfe", b"\xfe\xff")):  # a byte order mark
+            raise UsageError(f"{shown(file.path)}: is UTF-16; give --encoding utf-16") from None
         raise UsageError(
             f"{shown(file.path)}: its first line cannot be decoded (byte {error.start + 1});"
             " name its encoding, for example --encoding latin-1 or --encoding utf-16"

@@ -39,7 +39,9 @@ class Classify(OnePass):
         if self.config.all_scores and self.config.top_k is not None:
             raise UsageError("--top-k and --all-scores: give one of them")
         if (self.config.top_k or 1) > many:
-            raise UsageError(f"--top-k {self.config.top_k}: {spec.name} has {many} labels")
+            raise UsageError(
+                f"--top-k {self.config.top_k}: {spec.name} has {many} labels; give {many} or less"
+            )
         #: How many labels are listed; 0: only the best one, in columns of its own.
         self.num_listed = many if self.config.all_scores else self.config.top_k or 0
 

@@ -42,7 +42,8 @@ class Embed(OnePass):
         self.dimension = own.truncate_dim or spec.dimension
         if self.dimension > spec.dimension:
             raise UsageError(
-                f"--truncate-dim {own.truncate_dim}: {spec.name} has {spec.dimension} dimensions"
+                f"--truncate-dim {own.truncate_dim}: {spec.name} has {spec.dimension} dimensions; give "
+                "fewer"
             )
         self.pooling = spec.pooling if own.pooling == "auto" else own.pooling
         self.normalize = spec.normalize if own.normalize is None else own.normalize

@@ -54,7 +54,9 @@ class FillMask(OnePass):
             raise UsageError("--text-pair-column: means nothing to --task fill-mask; leave it out")
         self.top_k = self.config.top_k or min(_TOP_K, spec.vocab_size)
         if self.top_k > spec.vocab_size:
-            raise UsageError(f"--top-k {self.top_k}: {spec.name} has {spec.vocab_size:,} tokens")
+            raise UsageError(
+                f"--top-k {self.top_k}: {spec.name} has {spec.vocab_size:,} tokens; give fewer"
+            )
 
     @property
     def columns(self) -> list[pa.Field[Any]]:

@@ -92,7 +92,9 @@ def write_durably(path: Path, content: bytes | memoryview) -> None:
         while rest:
             rest = rest[os.write(descriptor, rest) :]
         if os.fstat(descriptor).st_size != len(content):
-            raise StorageError(f"{path}: the file system kept fewer bytes than were written")
+            raise StorageError(
+                f"{path}: the file system kept fewer bytes than were written; check the disk"
+            )
         os.fsync(descriptor)
     finally:
         os.close(descriptor)

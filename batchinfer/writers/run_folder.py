@@ -45,6 +45,7 @@ from batchinfer.core import (
     shard_name,
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.hints import near_path
 from batchinfer.machine import cache_folder
 from batchinfer.plan import Plan
 from batchinfer.readers import OffsetIndex
@@ -580,9 +581,26 @@ def require_plan(path: Name) -> Plan:
                 "`batchinfer run`"
             )
         raise UsageError(
-            f"{path}: not a run folder of batchinfer (it has no _batchinfer/plan.json)"
+            f"{path}: not a run folder of batchinfer (it has no _batchinfer/plan.json); "
+            + _advice_on(place)
         )
     return plan
+
+
+def _advice_on(place: Place) -> str:
+    """What to do about a place that is no run folder: another one may be near."""
+    if isinstance(place, Path):
+        if has_plan(folder := place.absolute().parent):
+            return f"did you mean {folder}, in which it lies?"
+        if not place.exists():
+            hint = near_path(place).removeprefix("; ")
+            return hint or "nothing is there: check the path"
+        inner = [entry for entry in sorted(place.iterdir())[:100] if has_plan(entry)] if (
+            place.is_dir()
+        ) else []  # fmt: skip
+        if inner:
+            return f"did you mean {inner[0]}?"
+    return f"`batchinfer run INPUT -m MODEL -o {place}` begins one, in a new or empty folder"
 
 
 def list_shards(path: Name) -> Iterator[Shard]:

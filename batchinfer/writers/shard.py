@@ -107,7 +107,9 @@ class ShardWriter:
         if not self.folder.commit(name, memoryview(content)):
             shard, plan_id = read_footer(self.folder.data / name)  # the other worker's stands
             if plan_id != self.plan.id:
-                raise JobMismatchError(f"{shard.path}: another job has committed this shard")
+                raise JobMismatchError(
+                    f"{shard.path}: another job has committed this shard; name another --output"
+                )
         return shard
 
     def _renew(self, name: str, chunk: Chunk, fresh: pa.Table, rows: tuple[int, ...]) -> Shard:

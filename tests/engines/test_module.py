@@ -495,7 +495,7 @@ def test_csv_is_read_as_numbers_where_the_schema_says_so(tmp_path: Path) -> None
 
 REFUSED: dict[str, tuple[str, dict[str, Any], str]] = {
     "a column that is not there": (
-        "make_risk", {"features": ("agee", "income")}, "no column 'agee'.*did you mean 'age'",
+        "make_risk", {"features": ("agee", "income")}, "no column 'agee'.*did you mean --features age",
     ),
     "no columns": ("make_risk", {"features": ()}, "--task module needs --features.*has: id, age"),
     "a column twice": ("make_risk", {"features": ("age", "age")}, "'age' stands twice"),
