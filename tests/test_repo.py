@@ -34,7 +34,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("auditing", "doctor"),
+    ("auditing", "doctor", "exporting"),
     ("options",),
     ("commands",),
     ("cli",),
