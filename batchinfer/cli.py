@@ -19,6 +19,7 @@ import typer
 from batchinfer import __version__
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import complain, print_out, print_to_stderr
+from batchinfer.commands.demo import demo_command
 from batchinfer.commands.export import export_command
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.run import resume_command, run_command
@@ -43,6 +44,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "audit": audit_command,
     "errors": errors_command,
     "export": export_command,
+    "demo": demo_command,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
