@@ -477,6 +477,36 @@ def test_a_full_disk_leaves_what_was_there(
     assert names_in(tmp_path) == [target.name]
 
 
+@pytest.mark.parametrize("failing", ["open", "fsync", "replace"])
+@pytest.mark.parametrize("number", [1, 2])
+def test_whichever_call_fails_the_file_is_the_old_one_or_the_new_one(
+    finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, failing: str, number: int
+) -> None:
+    target = tmp_path / "all.jsonl"
+    export(finished, target)
+    whole = target.read_bytes()
+    target.write_text("old")
+    real, calls = getattr(os, failing), []
+
+    def fail(*arguments: Any, **named: Any) -> Any:
+        if str(tmp_path) in str(arguments[0]) or isinstance(arguments[0], int):
+            calls.append(arguments)
+            if len(calls) == number:
+                raise OSError(errno.EIO, "Input/output error", str(target))
+        return real(*arguments, **named)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(os, failing, fail)
+        if (failing, number) == ("replace", 2):  # there is one
+            export(finished, target, overwrite=True)
+        else:
+            with pytest.raises(StorageError, match="Input/output error"):
+                export(finished, target, overwrite=True)
+    assert names_in(tmp_path) == ["all.jsonl"]
+    # The second to be opened and synced is the folder, when the file has its name.
+    assert target.read_bytes() == (whole if number == 2 else b"old")
+
+
 @pytest.mark.parametrize("ending", ["parquet", "jsonl"])
 def test_a_stop_leaves_nothing(finished: Path, tmp_path: Path, ending: str) -> None:
     stop = StopSignal()
