@@ -121,7 +121,7 @@ def test_the_page_of_the_index_has_no_link_that_leads_nowhere(dist: Path) -> Non
     page = metadata_of(wheel_of(dist)).get_payload()
     assert isinstance(page, str)
     assert page.startswith("# batchinfer\n") and "in the source distribution" in page
-    links = re.findall(r"\]\(([^)]*)\)", page)
+    links = re.findall(r"\]\(([^)]*)\)", page) + re.findall(r' (?:src|href)="([^"]*)"', page)
     assert [link for link in links if not link.startswith("https://")] == []
     assert "docs/tasks.md has a command for each" in page
 
