@@ -52,7 +52,7 @@ def export_command(
     quiet: Quiet = False,
 ) -> None:
     """Write the rows of a run into one file, in input order."""
-    with Conduct(quiet, verbose=False, no_progress=True) as (_, stop):
+    with Conduct(quiet, verbose=False, progress="none") as (_, stop):
         from batchinfer.exporting import export
         from batchinfer.exporting.source import Errors
 
