@@ -7,7 +7,7 @@ RESULT ?= peers
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test check format lint types faults bench bench-peers tables clean
+.PHONY: help demo test check format lint types faults bench bench-peers tables dist clean
 
 help:  ## show the targets
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed 's/:.*## /\t/' | expand -t 14
@@ -24,7 +24,7 @@ $(VENV)/.dev: $(VENV)/.runtime
 	@touch $@
 
 demo: $(VENV)/.runtime  ## classify the sample reviews and show the first rows
-	@$(BIN)/python scripts/demo.py
+	@$(BIN)/batchinfer demo demo-output
 
 test: $(VENV)/.dev  ## run the tests (CPU, offline)
 	@$(BIN)/python -m pytest --numprocesses 2 --dist worksteal
@@ -61,5 +61,10 @@ bench-peers: $(VENV)/.bench  ## whole runs beside other libraries (hours); RESUL
 tables: $(VENV)/.runtime  ## the tables of README.md and docs/performance.md, from benchmarks/results
 	@$(BIN)/python -m benchmarks.tables
 
+dist: $(VENV)/.dev  ## the wheel and the source distribution, checked
+	@rm -rf dist
+	@$(BIN)/python -m build
+	@$(BIN)/python -m twine check --strict dist/*
+
 clean:  ## remove what was built and the virtual environment
-	rm -rf $(VENV) demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis
+	rm -rf $(VENV) dist demo-output .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -20,11 +20,13 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Audit",
+    "Export",
     "RunConfig",
     "RunReport",
     "Verification",
     "__version__",
     "audit",
+    "export",
     "infer",
     "resume",
     "run",
@@ -35,16 +37,19 @@ if TYPE_CHECKING:
     from batchinfer.api import infer
     from batchinfer.auditing import Audit, audit
     from batchinfer.config import RunConfig
+    from batchinfer.exporting import Export, export
     from batchinfer.reporting.report import RunReport
     from batchinfer.runner import resume, run
     from batchinfer.verification import Verification, verify
 
 _HOMES = {
     "Audit": "batchinfer.auditing",
+    "Export": "batchinfer.exporting",
     "RunConfig": "batchinfer.config",
     "RunReport": "batchinfer.reporting.report",
     "Verification": "batchinfer.verification",
     "audit": "batchinfer.auditing",
+    "export": "batchinfer.exporting",
     "infer": "batchinfer.api",
     "resume": "batchinfer.runner",
     "run": "batchinfer.runner",

@@ -21,6 +21,8 @@ from batchinfer import __version__
 from batchinfer.commands.begin import init_command, schema_command
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import complain, print_out, print_to_stderr
+from batchinfer.commands.demo import demo_command
+from batchinfer.commands.export import export_command
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.mistakes import unknown_command, wrong_command_line
 from batchinfer.commands.run import resume_command, run_command
@@ -55,6 +57,8 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "verify": verify_command,
     "audit": audit_command,
     "errors": errors_command,
+    "export": export_command,
+    "demo": demo_command,
     "init": init_command,
     "schema": schema_command,
 }

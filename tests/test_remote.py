@@ -148,6 +148,21 @@ def test_what_is_named_is_read(
     assert shard_bytes(local / "out") == expected
 
 
+def test_a_run_in_a_store_is_exported_as_one_on_a_disk_is(
+    call: Call, local: Path, expected: dict[str, bytes]
+) -> None:
+    done = call("run", "in", *JOB, "-o", "s3://bucket/exported", "--quiet")
+    assert done.returncode == 0, done.stderr
+    for run, to in (("s3://bucket/exported", "far.jsonl"), ("expected", "near.jsonl")):
+        done = call("export", run, "--to", to, "--json")
+        assert done.returncode == 0, done.stderr
+        assert json.loads(done.stdout)["num_rows"] == ROWS
+    assert (local / "far.jsonl").read_bytes() == (local / "near.jsonl").read_bytes()
+    done = call("export", "expected", "--to", "s3://bucket/one.parquet")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "only files on a disk are written" in done.stderr
+
+
 def test_other_formats_are_read_as_from_a_disk(store: Store, call: Call, local: Path) -> None:
     rows = [json.loads(line) for line in inputs()["a.jsonl"].splitlines()]
     table = pa.Table.from_pylist(rows)

@@ -45,7 +45,7 @@ LAYERS = (
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),
     ("runner", "api", "verification"),
-    ("auditing", "checkup", "doctor", "scaffold"),
+    ("auditing", "checkup", "doctor", "exporting", "scaffold"),
     ("options",),
     ("commands",),
     ("cli",),

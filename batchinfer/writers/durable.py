@@ -109,7 +109,7 @@ def publish(temporary: Path, final: Place, content: bytes | memoryview) -> bool:
         return final.create(content)
     write_durably(temporary, content)
     try:
-        _link(temporary, final)
+        link(temporary, final)
         created = True
     except FileExistsError:
         created = False
@@ -141,7 +141,8 @@ _NO_LINKS = {errno.EPERM, errno.ENOTSUP, errno.ENOSYS, errno.EMLINK}
 _NO_EXCLUSIVE_RENAME = {errno.EINVAL, errno.EPERM, errno.ENOTSUP, errno.ENOSYS}
 
 
-def _link(temporary: Path, final: Path) -> None:
+def link(temporary: Path, final: Path) -> None:
+    """Give a file a name that no other has. Raises FileExistsError, and StorageError as `publish` does."""
     try:
         os.link(temporary, final)
     except FileExistsError:
