@@ -20,6 +20,7 @@ from batchinfer import __version__
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import complain, print_out, print_to_stderr
 from batchinfer.commands.look import errors_command, status_command
+from batchinfer.commands.report import report_command
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
 from batchinfer.errors import BatchInferError, without_secrets
@@ -41,6 +42,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "verify": verify_command,
     "audit": audit_command,
     "errors": errors_command,
+    "report": report_command,
 }
 for _name, _function in COMMANDS.items():
     app.command(_name)(_function)
