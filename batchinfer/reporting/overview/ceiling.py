@@ -29,6 +29,9 @@ _SECONDS = 0.5
 #: Layers that only one token of a row goes through.
 _ONCE_A_ROW = re.compile(r"(^|\.)pooler(\.|$)")
 
+#: Settings of models whose tokens do not go through each layer once.
+_SHARED = re.compile(r"(num|n)_(\w+_)?experts$|num_hidden_groups$")
+
 
 def measure(facts: Facts) -> Ceiling:
     """Measure this machine, for the run of the folder that answered the most tokens here.
@@ -97,7 +100,7 @@ def _weights(facts: Facts) -> int:
     except Exception as error:
         raise UsageError(f"--measure: {job.model} is not here: {one_line(error, 150)}") from None
     # Of a mixture of experts a token goes through some, and ALBERT's layers are gone through several times.
-    if any("experts" in name or name == "num_hidden_groups" for name in vars(config)):
+    if any(map(_SHARED.match, vars(config))):
         raise UsageError(f"--measure: what a token costs {job.model} is not said by its weights")
     return sum(
         layer.weight.numel()

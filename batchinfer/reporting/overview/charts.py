@@ -15,11 +15,13 @@ from batchinfer.reporting.overview.drawing import (
     SECOND,
     Chart,
     clean,
+    fit,
     new_figure,
     short,
     styled,
     ticks,
     to_chart,
+    width,
 )
 from batchinfer.reporting.overview.facts import Distribution, Facts, Histogram
 from batchinfer.reporting.overview.timeline import memory, throughput, waiting
@@ -28,6 +30,10 @@ from batchinfer.reporting.progress import duration
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
     from matplotlib.figure import Figure
+
+#: Units that a text of a bar is high, and that there are from the left end of bars to the right.
+_SMALL = 9.5
+_INNER_WIDTH = 340.0
 
 
 def draw(facts: Facts) -> dict[str, list[Chart]]:
@@ -58,7 +64,6 @@ def _bars(
     labels: Sequence[str],
     unit: str,
     *,
-    top: float | None = None,
     plain: Sequence[int] = (),
 ) -> Figure:
     """Bars from left to right, each with its name above it and its figure behind it.
@@ -66,21 +71,29 @@ def _bars(
     Names stand above, not beside, so that long ones take no room from the bars. `plain`: those in a quieter
     colour.
     """
-    figure, [axes] = new_figure(0.65 + 0.44 * len(names))
+    figure, [axes] = new_figure(0.65 + 0.4 * len(names))
     places = [-float(number) for number in range(len(names))]
     colors = [MUTED if number in plain else ACCENT for number in range(len(names))]
     axes.barh(places, values, height=0.34, color=colors, align="edge")
-    limit = top or max([*values, 0]) or 1
+    limit = max([*values, 0]) or 1
+    # Behind the longest bar there is room for the longest figure.
+    room = 1 - min(0.6, (1 + max(map(width, labels))) * _SMALL / _INNER_WIDTH)
     for place, name, value, label in zip(places, names, values, labels, strict=True):
-        axes.text(0, place + 0.42, clean(name, 58), ha="left", va="bottom", fontsize=9.5)
-        axes.text(value + limit * 0.012, place + 0.16, label, ha="left", va="center", fontsize=9.5)
-    axes.set_xlim(0, limit * 1.22)
+        named = axes.text(
+            0, place + 0.42, fit(name, _INNER_WIDTH / _SMALL), va="bottom", fontsize=_SMALL
+        )
+        figured = axes.text(
+            value + limit * 0.012, place + 0.16, label, va="center", fontsize=_SMALL
+        )
+        for text in (named, figured):
+            text.set_in_layout(False)
+    axes.set_xlim(0, limit / room)
     axes.set_ylim(min(places) - 0.25, 0.95)
     axes.set_yticks([])
     axes.spines["left"].set_visible(False)
     axes.set_xlabel(unit)
     axes.grid(axis="x")
-    ticks(axes.xaxis, whole=False)
+    ticks(axes.xaxis, whole=unit in ("rows", "how often", "tokens"))
     return figure
 
 
@@ -170,7 +183,7 @@ def _ceiling(facts: Facts) -> Chart | None:
 def _histogram(histogram: Histogram, unit: str, rows: str) -> tuple[Figure, Axes]:
     figure, [axes] = new_figure(2.5)
     axes.stairs(histogram.counts, histogram.edges, fill=True, color=ACCENT)
-    axes.set_xlabel(clean(unit, 60))
+    axes.set_xlabel(fit(unit, 28))
     axes.set_ylabel(rows)
     axes.set_ylim(bottom=0)
     axes.set_xlim(histogram.edges[0], histogram.edges[-1])

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import io
 import re
+import unicodedata
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -116,6 +117,23 @@ def short(value: float) -> str:
         if abs(value) >= size:
             return f"{value / (1e3 if letter == 'k' else size):.4g}{letter}"
     return f"{value:,.4g}" if abs(value) < 1000 else f"{value:,.0f}"
+
+
+def width(text: str) -> float:
+    """About how wide a text is, in heights of its letters; no font is asked, as the page's is not known."""
+    return sum(0.0 if unicodedata.combining(c) else 1.05 if _is_wide(c) else 0.62 for c in text)
+
+
+def _is_wide(letter: str) -> bool:
+    return letter in "mwMW@%—…" or unicodedata.east_asian_width(letter) in "WF"
+
+
+def fit(text: object, ems: float) -> str:
+    """A text to show in a drawing, cut to about so many heights of its letters."""
+    shown = clean(text)
+    while width(shown) > ems:
+        shown = shown[: -max(2, len(shown) // 20)] + "…"
+    return shown
 
 
 def clean(text: object, limit: int = 300) -> str:

@@ -111,7 +111,7 @@ def gather(output: str) -> Facts:
     sample = read_sample(plan, [place / "data" / name for name in names], questions)
     reasons, num_errors_read = _reasons(sorted(failed))
     report = _document(place / "_batchinfer" / "report.json")
-    work = _work(runs, report)
+    work = _work(runs, report, totals["num_rows"])
     expected = plan.num_rows_estimate
     if runs and runs[-1].rows_expected:
         expected = runs[-1].rows_expected
@@ -180,16 +180,16 @@ def _job(plan: Plan) -> Job:
     )
 
 
-def _work(runs: Sequence[PastRun], report: Mapping[str, Any]) -> Work:
+def _work(runs: Sequence[PastRun], report: Mapping[str, Any], num_rows: int) -> Work:
     """What the runs did; without events, what the last report says of the last run."""
     if not runs:
         stages, seconds = stages_of(report.get("stages")), finite(report.get("seconds"))
         rows = whole_number(report.get("new_rows"))
         if stages is None or seconds is None or not rows:
             return Work()
-        is_whole = rows == whole_number(report.get("num_rows"))  # it was the only one that answered
+        is_only_one = rows == num_rows  # else others answered too
         return Work(
-            seconds=seconds if is_whole else None,
+            seconds=seconds if is_only_one else None,
             load_seconds=finite(report.get("load_seconds")),
             rows=rows,
             tokens=whole_number(report.get("new_tokens")),
@@ -317,7 +317,7 @@ def _missing(facts: Facts, sample: Sample, report: Mapping[str, Any]) -> tuple[s
             "Throughput, memory and interruptions over time: the folder has no events files. Runs of "
             "earlier versions left none."
         )
-    elif not any(len(run.moments) > 1 for run in facts.runs):
+    elif not any(len(run.moments) > 2 for run in facts.runs):
         said.append("Throughput over time: the runs were over before they wrote how they went.")
     if facts.work.stages is None and facts.num_rows:
         said.append("Where the time went: no run of this folder has left a report.")

@@ -82,6 +82,8 @@ def _over_time(
 ) -> tuple[Figure, list[Axes]] | None:
     """Lines over working time, a panel each for a name of an axis; None where nothing is known."""
     runs = [run for run in facts.runs if len(run.moments) > 1]
+    if not any(len(run.moments) > 2 for run in runs):  # two points make no curve
+        return None
     known = [
         any(value(m) is not None for run in runs for m in run.moments for _, value in lines)
         for _, lines in panels
