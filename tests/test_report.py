@@ -42,6 +42,7 @@ def write_events(
     seconds: float = 40.0,
     rate: float = 10.0,
     state: str | None = "finished",
+    padding: float | None = None,
     **begin: Any,
 ) -> Path:
     """An events file as a run leaves it that began `after` seconds, loaded for 5 and then worked."""
@@ -75,7 +76,7 @@ def write_events(
     add("log", 7.0, level="warning", message="something is odd")
     if state is not None:
         report = {
-            "seconds": seconds, "load_seconds": 5.0, "workers": 1,
+            "seconds": seconds, "load_seconds": 5.0, "workers": 1, "padding": padding,
             "new_rows": int(rate * seconds), "new_tokens": int(7 * rate * seconds),
             "stages": {"forward_seconds": 0.8 * seconds, "wait_input_seconds": 0.1 * seconds},
         }  # fmt: skip
@@ -85,6 +86,12 @@ def write_events(
     path = output / "_batchinfer" / f"events-{name}.jsonl"
     path.write_text("\n".join(lines) + "\n")
     return path
+
+
+def forget_events(output: Path) -> None:
+    """Leave a folder as runs of earlier versions did."""
+    for path in (output / "_batchinfer").glob("events-*.jsonl"):
+        path.unlink()
 
 
 @pytest.fixture
@@ -97,6 +104,7 @@ def output(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     source.parent.mkdir()
     source.write_text("\n".join(lines) + "\n")
     run(config(source, Path("out"), max_length=5))
+    forget_events(tmp_path / "out")
     return tmp_path / "out"
 
 
@@ -226,6 +234,20 @@ def test_runs_are_told_from_their_events(output: Path) -> None:
     assert facts.runs[1].error == "SIGTERM"
 
 
+def test_what_runs_leave_is_read(tmp_path: Path) -> None:
+    source = write_jsonl(tmp_path / "in.jsonl", [{"text": "word"}] * 45)
+    run_partly(config(source, tmp_path / "out"), 20)
+    resume(str(tmp_path / "out"))
+    facts = gather(str(tmp_path / "out"))
+    assert [(one.command, one.state) for one in facts.runs] == [
+        ("run", "stopped"), ("resume", "finished"),
+    ]  # fmt: skip
+    assert sum(one.rows for one in facts.runs) == facts.work.rows == 45
+    assert facts.headline.endswith("(2 runs, 1 interruption)")
+    assert all(one.stages and one.versions and one.host and one.cores for one in facts.runs)
+    assert facts.work.load_seconds is not None
+
+
 def test_runs_side_by_side_count_their_time_once(output: Path) -> None:
     write_events(output, "1", seconds=40)
     write_events(output, "2", after=20, seconds=40)
@@ -325,6 +347,7 @@ def test_the_report_of_a_last_run_is_not_taken_for_that_of_all(tmp_path: Path) -
     source = write_jsonl(tmp_path / "in.jsonl", [{"text": "word"}] * 45)
     run_partly(config(source, tmp_path / "out"), 20)
     resume(str(tmp_path / "out"))
+    forget_events(tmp_path / "out")
     facts = gather(str(tmp_path / "out"))
     assert facts.headline == "45 of 45 rows answered, none with an error"
     assert any("earlier runs" in sentence for sentence in facts.missing)
@@ -476,12 +499,14 @@ def test_padding_is_that_of_the_batches_that_were_planned(tmp_path: Path) -> Non
     run(config(source, tmp_path / "out", chunk_rows=16, max_batch_rows=2))
     facts = gather(str(tmp_path / "out"))
     padding, found = facts.padding, facts.lengths
-    assert padding is not None and padding.is_packed is None and found is not None
+    assert padding is not None and found is not None
     assert padding.useful == padding.padded == 8 * (found.minimum + found.maximum)
     assert padding.in_order == 16 * found.maximum
-    write_events(tmp_path / "out")
-    packed = gather(str(tmp_path / "out")).padding
-    assert packed is not None and packed.is_packed is True
+    forget_events(tmp_path / "out")
+    write_events(tmp_path / "out", "1", seconds=10, padding=0.5)
+    write_events(tmp_path / "out", "2", after=100, seconds=30, padding=0.1)
+    told = gather(str(tmp_path / "out")).padding
+    assert told is not None and told.computed == pytest.approx(0.2)
 
 
 @given(
@@ -507,16 +532,20 @@ def test_bins_of_whole_numbers_hold_equally_many(values: list[int]) -> None:
 
 def test_a_forecast_is_shown_only_where_there_is_one(output: Path) -> None:
     assert gather("out").forecast == ()
-    for nonsense in ("", "[]", "{", '{"rows": "many", "tokens": -3}'):
+    rest = '{"num_rows": 20, "rows_done": 25}'
+    for nonsense in ("", "[]", "{", '{"num_rows": "many", "num_tokens": -3, "seconds": 3}', rest):
         (output / "_batchinfer" / "forecast.json").write_text(nonsense)
         assert gather("out").forecast == ()
-    document = {"rows": 50, "tokens": 400, "seconds": 2.5, "bytes": 9000}
+    document = {
+        "num_rows": 50, "num_tokens": 400, "num_shards": 6, "num_bytes": 9000, "rows_done": 0,
+        "seconds": {"plan": 1.0, "load": 4.0, "work": 2.5},
+    }  # fmt: skip
     (output / "_batchinfer" / "forecast.json").write_text(json.dumps(document))
     facts = gather("out")
     assert [(one.name, one.planned) for one in facts.forecast] == [
-        ("rows", 50), ("tokens", 400), ("time", 2.5), ("output", 9000),
+        ("rows", 50), ("tokens", 400), ("shards", 6), ("output", 9000), ("time at work", 2.5),
     ]  # fmt: skip
-    assert facts.forecast[0].actual == 45
+    assert [one.actual for one in facts.forecast[:3]] == [45, facts.num_tokens, 5]
     assert main(["report", "out"]) == 0
     assert "Planned and actual" in (output / "_batchinfer" / "report.html").read_text()
 
@@ -527,9 +556,9 @@ def answered_here(tmp_path: Path) -> Path:
     source = SAMPLES / "reviews.jsonl"
     model = str(SAMPLES / "tiny-sentiment")
     run(config(source, tmp_path / "out", model=model, limit=40))
-    plan = tmp_path / "out"
-    write_events(plan, host=socket.gethostname())
-    return plan
+    forget_events(tmp_path / "out")
+    write_events(tmp_path / "out", host=socket.gethostname())
+    return tmp_path / "out"
 
 
 def with_engine(facts: Facts, engine: str) -> Facts:

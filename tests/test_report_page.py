@@ -26,7 +26,7 @@ from batchinfer.reporting.overview.facts import (
 from batchinfer.reporting.overview.gather import gather
 from batchinfer.reporting.overview.page import render
 from tests.browser import Browser, find_browser
-from tests.test_report import write_events
+from tests.test_report import forget_events, write_events
 from tests.test_run import config
 
 #: Texts that others may have put into names, labels, errors and files.
@@ -57,6 +57,7 @@ def facts(tmp_path_factory: pytest.TempPathFactory) -> Facts:
     lines[20:20] = ['{"id"', "{", '{"id": 3}']
     (folder / "in.jsonl").write_text("\n".join(lines) + "\n")
     run(config(folder / "in.jsonl", folder / "out", max_length=32, keep=("none",)))
+    forget_events(folder / "out")
     write_events(folder / "out", "1", seconds=400, state=None, device="cuda:0", attention="padded")
     write_events(folder / "out", "2", after=3600, seconds=200, state="stopped")
     write_events(folder / "out", "3", after=9000, seconds=300)

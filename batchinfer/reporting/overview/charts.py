@@ -136,11 +136,9 @@ def _padding(facts: Facts) -> Chart | None:
     labels = [short(values[0])]
     labels += [f"+{100 * (value / values[0] - 1):.1f} %" for value in values[1:]]
     figure = _bars(names, values, labels, "tokens", plain=(1, 2))
-    how = {
-        True: "The runs packed rows without padding: what they computed is the first bar.",
-        False: "The runs padded rows that are sorted by length: what they computed is the second bar.",
-        None: "Whether the runs padded rows or packed them is not known.",
-    }[padding.is_packed]
+    how = "How much the runs padded is not known."
+    if padding.computed is not None:
+        how = f"Of what the runs computed, {100 * padding.computed:.1f} % was padding."
     return to_chart(figure, "padding", "Useful tokens, and padding", how)
 
 

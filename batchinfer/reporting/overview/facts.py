@@ -85,17 +85,17 @@ class ErrorReason:
 
 @dataclass(frozen=True, slots=True)
 class Padding:
-    """Tokens of the rows looked at, and what their batches compute.
+    """Tokens of the rows looked at, and what their batches would compute with padding.
 
-    `is_packed`: the run computed no padding at all, whatever the batches; None: not known. `padded`: what
-    the batches compute where each row is padded to the longest, `in_order`: the same rows in the order of
-    the input, in batches of the same budget.
+    `padded`: the batches of the plan, each row padded to the longest of its batch. `in_order`: the same
+    rows in the order of the input, in batches of the same budget. `computed`: the share of padding in what
+    the runs computed, as they told; None where they did not.
     """
 
     useful: int
     padded: int
     in_order: int
-    is_packed: bool | None
+    computed: float | None
 
 
 @dataclass(frozen=True, slots=True)

@@ -72,12 +72,12 @@ _MAX_INPUTS = 10
 _MAX_FAILURES = 200_000
 #: Documents of the state folder that are read are small.
 _MAX_DOCUMENT = 1 << 20
-#: What a forecast may say, by the names that it may have, and the unit.
+#: Figures of a forecast, by the name that they have in it and among the totals, and the unit.
 _FORECAST = (
-    ("rows", ("rows", "num_rows"), "rows"),
-    ("tokens", ("tokens", "num_tokens"), "tokens"),
-    ("time", ("seconds",), "seconds"),
-    ("output", ("bytes", "num_bytes", "output_bytes"), "bytes"),
+    ("rows", "num_rows", "rows"),
+    ("tokens", "num_tokens", "tokens"),
+    ("shards", "num_shards", "shards"),
+    ("output", "num_bytes", "bytes"),
 )
 
 
@@ -142,7 +142,11 @@ def gather(output: str) -> Facts:
         errors=reasons,
         num_errors_read=num_errors_read,
         answers=_answers(sample, questions),
-        forecast=_forecast(_document(place / "_batchinfer" / "forecast.json"), totals, work),
+        forecast=_forecast(
+            _document(place / "_batchinfer" / "forecast.json"),
+            {**totals, "num_shards": len(shards)},
+            work,
+        ),
     )
     return dataclasses.replace(facts, steps=_steps(facts), missing=_missing(facts, sample, report))
 
@@ -218,9 +222,10 @@ def _lengths(sample: Sample) -> Histogram | None:
 def _padding(sample: Sample, runs: Sequence[PastRun]) -> Padding | None:
     if not sample.useful:
         return None
-    kinds = {run.attention for run in runs if run.attention}
-    is_packed = None if len(kinds) != 1 else kinds == {"packed"}
-    return Padding(sample.useful, sample.padded, sample.in_order, is_packed)
+    told = [(run.padding, run.tokens) for run in runs if run.padding is not None]
+    tokens = sum(count for _, count in told)
+    computed = sum(share * count for share, count in told) / tokens if tokens else None
+    return Padding(sample.useful, sample.padded, sample.in_order, computed)
 
 
 def _reasons(paths: Sequence[str]) -> tuple[tuple[ErrorReason, ...], int]:
@@ -273,19 +278,17 @@ def _answers(sample: Sample, questions: Iterable[Question]) -> tuple[Distributio
 def _forecast(
     document: Mapping[str, Any], totals: Mapping[str, int], work: Work
 ) -> tuple[Comparison, ...]:
-    """What a plan had foretold, beside what came; nothing where nothing was foretold."""
-    actual = {
-        "rows": totals["num_rows"],
-        "tokens": totals["num_tokens"],
-        "time": work.seconds,
-        "output": totals["num_bytes"],
-    }
-    found = []
-    for name, keys, unit in _FORECAST:
-        planned = next((n for key in keys if (n := finite(document.get(key))) is not None), None)
-        happened = actual[name]
-        if planned is not None and happened is not None:
-            found.append(Comparison(name, unit, planned, float(happened)))
+    """What was forecast, beside what came; nothing where nothing was, or for a part of the job alone."""
+    if whole_number(document.get("rows_done")) or document.get("part"):
+        return ()
+    found = [
+        Comparison(name, unit, planned, float(totals[key]))
+        for name, key, unit in _FORECAST
+        if (planned := finite(document.get(key))) is not None
+    ]
+    seconds = finite(objects(document.get("seconds")).get("work"))
+    if seconds is not None and work.seconds is not None:
+        found.append(Comparison("time at work", "seconds", seconds, work.seconds))
     return tuple(found)
 
 

@@ -56,7 +56,8 @@ class PastRun:
 
     `began` and `work_began` in seconds since 1970, the second of them when loading was over; `seconds` of
     work after that. `rows` and `tokens` are what it answered. `device`, `host`, … as it said when it began.
-    `stages` and `load_seconds` are of its report: None where it left none.
+    `padding`: its share of the tokens that were computed; None where nobody knows. `stages` and
+    `load_seconds` are of its report: None where it left none.
     """
 
     run_id: str
@@ -70,6 +71,7 @@ class PastRun:
     exit_code: int | None = None
     error: str = ""
     splits: int = 0
+    padding: float | None = None
     pid: int = 0
     host: str = ""
     cpu: str = ""
@@ -161,6 +163,12 @@ def finite(value: object) -> float | None:
     return number if math.isfinite(number) and number >= 0 else None
 
 
+def share(value: object) -> float | None:
+    """A share that somebody wrote, from 0 to 1; None for anything else."""
+    found = finite(value)
+    return None if found is None else min(1.0, found)
+
+
 def words(value: object) -> str:
     """A text that somebody wrote; "" for anything else."""
     return value[:10_000] if isinstance(value, str) else ""
@@ -242,6 +250,7 @@ def _run_of(events: Iterator[tuple[float, dict[str, Any]]], holders: str) -> Pas
         exit_code=end["exit_code"] if type(end.get("exit_code")) is int else None,
         error=words(end.get("error")),
         splits=whole_number(progress.get("splits")),
+        padding=share(report.get("padding", progress.get("padding"))),
         pid=pid,
         host=host,
         cpu=words(begin.get("cpu")),
@@ -271,7 +280,6 @@ def _keep(moments: list[Moment], event: Mapping[str, Any], seconds: float) -> No
     if moments and seconds <= moments[-1].seconds:
         return  # a second line of the same moment, or a clock that was set back
     waiting = objects(event.get("waiting"))
-    shares = {name: finite(waiting.get(name)) for name in ("input", "writer")}
     moments.append(
         Moment(
             seconds=seconds,
@@ -280,8 +288,8 @@ def _keep(moments: list[Moment], event: Mapping[str, Any], seconds: float) -> No
             memory_bytes=finite(event.get("memory_bytes")),
             device_memory_bytes=finite(event.get("device_memory_bytes")),
             device_memory_total_bytes=finite(event.get("device_memory_total_bytes")),
-            wait_input=None if shares["input"] is None else min(1.0, shares["input"]),
-            wait_writer=None if shares["writer"] is None else min(1.0, shares["writer"]),
+            wait_input=share(waiting.get("input")),
+            wait_writer=share(waiting.get("writer")),
         )
     )
     if len(moments) > _MAX_MOMENTS:
