@@ -266,7 +266,7 @@ def test_a_run_at_work_is_no_interruption(output: Path, capsys: pytest.CaptureFi
     assert [run.state for run in facts.runs] == ["killed", "running"]
     assert "1 interruption)" in facts.headline
     assert facts.headline.endswith("; a run is at work")
-    assert facts.steps[0].command == "batchinfer status out"
+    assert facts.steps[0].command == "batchinfer status out --watch"
 
 
 @pytest.mark.parametrize(
@@ -573,7 +573,7 @@ def test_the_limit_is_that_of_the_linear_layers(
     monkeypatch.setitem(ceiling._SIZES, "cpu", (64,))
     monkeypatch.setattr(ceiling, "_SECONDS", 0.02)
     facts = with_engine(gather(str(answered_here)), "local")
-    found = ceiling.measure(facts)
+    found = ceiling.measure_ceiling(facts)
     # Two layers of 96: four square matrices, and two to 192 and back; no embeddings, pooler and head.
     assert found.flops_per_token == 2 * 2 * (4 * 96 * 96 + 2 * 96 * 192)
     assert found.achieved == pytest.approx(found.flops_per_token * 2800 / 40)
@@ -585,11 +585,11 @@ def test_what_another_machine_or_no_model_did_is_not_measured(
     answered_here: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     assert main(["report", str(answered_here), "--measure"]) == 2
-    assert "--engine fake" in capsys.readouterr().err
+    assert "models that answer texts in one pass" in capsys.readouterr().err
     from batchinfer.errors import UsageError
-    from batchinfer.reporting.overview.ceiling import measure
+    from batchinfer.reporting.overview.ceiling import measure_ceiling
 
     write_events(answered_here, host="elsewhere")
     facts = with_engine(gather(str(answered_here)), "local")
     with pytest.raises(UsageError, match="no run of this folder says that it was on this machine"):
-        measure(facts)
+        measure_ceiling(facts)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 from typing import Annotated
 
@@ -49,11 +48,7 @@ def report_command(
     if writes_page:
         require_matplotlib()
     place = Path(to) if to else default_place(output)
-    facts = gather(output)
-    if measure:
-        from batchinfer.reporting.overview.ceiling import measure as measure_machine
-
-        facts = dataclasses.replace(facts, ceiling=measure_machine(facts))
+    facts = gather(output, measure=measure)
     if writes_page:
         write_page(render(facts), place)
     print_out(to_json(facts.to_dict()) if json else f"{facts.headline}\n{place}")

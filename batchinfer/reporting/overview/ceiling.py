@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from batchinfer.errors import UsageError, one_line
 from batchinfer.machine import usable_cores
-from batchinfer.reporting.overview.facts import Ceiling, Facts
+from batchinfer.reporting.overview.facts import Ceiling, Facts, Job
 from batchinfer.reporting.overview.history import PastRun
 
 if TYPE_CHECKING:
@@ -33,16 +33,17 @@ _ONCE_A_ROW = re.compile(r"(^|\.)pooler(\.|$)")
 _SHARED = re.compile(r"(num|n)_(\w+_)?experts$|num_hidden_groups$")
 
 
-def measure(facts: Facts) -> Ceiling:
+def measure_ceiling(facts: Facts) -> Ceiling:
     """Measure this machine, for the run of the folder that answered the most tokens here.
 
     Raises UsageError where nothing can be compared: there is no such run, or its model or device is not
     here.
     """
+    if not can_be_measured(facts.job):
+        raise UsageError(
+            "--measure: says something of models that answer texts in one pass, and are not quantised"
+        )
     run = _run_of_here(facts)
-    if facts.job.task not in _TASKS or facts.job.quantization:
-        what = "a quantised model" if facts.job.quantization else f"--task {facts.job.task}"
-        raise UsageError(f"--measure: of {what}, linear layers do not say how fast it could be")
     weights = _weights(facts)
     device = run.device.partition(":")[0]
     threads = run.threads or usable_cores()
@@ -61,9 +62,12 @@ def measure(facts: Facts) -> Ceiling:
     )
 
 
+def can_be_measured(job: Job) -> bool:
+    """Whether the linear layers of a job's model say how fast it could be."""
+    return job.task in _TASKS and job.engine != "fake" and not job.quantization
+
+
 def _run_of_here(facts: Facts) -> PastRun:
-    if facts.job.engine == "fake":
-        raise UsageError("--measure: --engine fake has no model to compare with")
     host = socket.gethostname()
     runs = [run for run in facts.runs if run.host == host and run.tokens and run.seconds]
     if not runs:

@@ -23,6 +23,7 @@ from batchinfer.core import pending_spans, shard_name
 from batchinfer.errors import BatchInferError
 from batchinfer.plan import Plan
 from batchinfer.reporting.failures import failures_of, summarize
+from batchinfer.reporting.overview.ceiling import can_be_measured, measure_ceiling
 from batchinfer.reporting.overview.facts import (
     Comparison,
     Distribution,
@@ -81,10 +82,11 @@ _FORECAST = (
 )
 
 
-def gather(output: str) -> Facts:
+def gather(output: str, *, measure: bool = False) -> Facts:
     """Read what there is to tell of a run folder; also of one that is unfinished, or at work.
 
-    Raises UsageError where it is none, and what reading its plan raises.
+    `measure`: also measure this machine. Raises UsageError where it is no run folder, or nothing of it can
+    be measured here, and what reading its plan raises.
     """
     plan = require_plan(output)
     place = place_of_output(output)
@@ -148,6 +150,8 @@ def gather(output: str) -> Facts:
             work,
         ),
     )
+    if measure:
+        facts = dataclasses.replace(facts, ceiling=measure_ceiling(facts))
     return dataclasses.replace(facts, steps=_steps(facts), missing=_missing(facts, sample, report))
 
 
@@ -298,7 +302,7 @@ def _steps(facts: Facts) -> tuple[Step, ...]:
     steps = []
     if facts.state == "running":
         steps.append(
-            Step("A run is at work here; see how far it is:", f"batchinfer status {folder}")
+            Step("A run is at work here; see how far it is:", f"batchinfer status {folder} --watch")
         )
     elif facts.state == "stopped":
         steps.append(Step("The job is unfinished; go on with it:", f"batchinfer resume {folder}"))
@@ -332,7 +336,7 @@ def _missing(facts: Facts, sample: Sample, report: Mapping[str, Any]) -> tuple[s
         said.append(
             f"{sample.unreadable:,} shards that could not be read: `batchinfer verify` says why."
         )
-    if facts.ceiling is None:
+    if facts.runs and facts.ceiling is None and can_be_measured(facts.job):
         said.append(
             "How near the run came to the hardware's limit: `batchinfer report --measure` on the machine "
             "that ran it finds out."
