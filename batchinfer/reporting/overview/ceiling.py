@@ -34,7 +34,7 @@ _SHARED = re.compile(r"(num|n)_(\w+_)?experts$|num_hidden_groups$")
 
 
 def measure_ceiling(facts: Facts) -> Ceiling:
-    """Measure this machine, for the run of the folder that answered the most tokens here.
+    """Measure this machine, for the run of the folder that answered the most tokens here and told of it.
 
     Raises UsageError where nothing can be compared: there is no such run, or its model or device is not
     here.
@@ -74,7 +74,7 @@ def _run_of_here(facts: Facts) -> PastRun:
         raise UsageError(
             "--measure: no run of this folder says that it was on this machine; measure where it ran"
         )
-    run = max(runs, key=lambda run: run.tokens)
+    run = max(runs, key=lambda run: (run.stages is not None, run.tokens))
     if run.num_devices > 1:
         raise UsageError("--measure: the run had several devices; one of them says little of all")
     if run.device.partition(":")[0] not in _SIZES:

@@ -118,11 +118,14 @@ def _stages(facts: Facts) -> Chart | None:
     labels = [f"{value:.1f} %" for value in values]
     beside = [number for number, name in enumerate(shares) if name.startswith("beside")]
     figure = _bars(list(shares), values, labels, "share of the working time, %", plain=beside)
-    where = f"{facts.work.workers} processes" if facts.work.workers else "the main process"
+    workers = facts.work.workers
+    where = f"{workers} process{'' if workers == 1 else 'es'}" if workers else "the main process"
+    told = sum(run.stages is not None for run in facts.runs)
+    some = f" (told by {told} of {len(facts.runs)} runs)" if told < len(facts.runs) else ""
     caption = (
-        f"The device was busy for {100 * busy:.0f} % of {duration(seconds)}. Reading and tokenizing went "
-        f"on in {where}, decoding and writing in a thread; they may overlap with the device, and several "
-        "processes add up to more than 100 %."
+        f"The device was busy for {100 * busy:.0f} % of {duration(seconds)}{some}. Reading and tokenizing "
+        f"went on in {where}, decoding and writing in a thread; they may overlap with the device, and "
+        "several processes add up to more than 100 %."
     )
     return to_chart(figure, "stages", "Where the time went", caption)
 

@@ -193,7 +193,7 @@ def _events_in(file: BinaryIO) -> Iterator[tuple[float, dict[str, Any]]]:
     read = 0
     while read < _MAX_FILE and (line := file.readline(_MAX_LINE)):
         read += len(line)
-        if line.startswith(b'{"event": "shard"') or not line.endswith(b"\n"):
+        if line.startswith(b'{"event": "shard"'):
             continue  # there are as many as shards, and the shards themselves say more
         try:
             event = json.loads(line)
