@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import math
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -29,6 +28,7 @@ _MAX_MESSAGES = 20
 _MAX_LINE = 1 << 20
 #: Bytes of a file that are read; at 400 bytes every 10 s, a month of progress.
 _MAX_FILE = 100 << 20
+_MAX_NUMBER = 1e18
 _ENDED = ("finished", "stopped", "failed")
 
 
@@ -153,14 +153,14 @@ def whole_number(value: object, most: int = 1 << 62) -> int:
 
 
 def finite(value: object) -> float | None:
-    """A number that somebody wrote, not below 0; None for anything else."""
+    """A number that somebody wrote, from 0 to what can be drawn; None for anything else."""
     if type(value) not in (int, float):
         return None
     try:
         number = float(value)  # type: ignore[arg-type]
     except OverflowError:
         return None
-    return number if math.isfinite(number) and number >= 0 else None
+    return number if 0 <= number <= _MAX_NUMBER else None
 
 
 def share(value: object) -> float | None:

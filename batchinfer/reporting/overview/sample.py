@@ -34,6 +34,8 @@ _MAX_ROWS = 4_000_000
 _MAX_BYTES = 256 << 20
 #: Different labels that are counted; those of a model are few.
 _MAX_LABELS = 10_000
+#: Larger ones cannot be drawn.
+_MAX_NUMBER = 1e100
 _MAX_NUMBERS = 4_000_000
 #: Rows whose batches are planned again, also as they would be in input order.
 _MAX_PLANNED = 300_000
@@ -125,8 +127,9 @@ def questions_of(plan: Plan) -> list[Question]:
                 ask("finish_reason", "Why answers ended", "reason", _words),
             ]
     found = []
-    for one in spec.outputs[:_MAX_COLUMNS]:
-        of = _words if one.dtype in ("string", "bool") else lambda c: _numbers(_part(c, ""))
+    numbers = [one for one in spec.outputs if one.dtype != "string"]  # texts are not looked at
+    for one in numbers[:_MAX_COLUMNS]:
+        of = _words if one.dtype == "bool" else lambda c: _numbers(_flat(c))
         found.append(ask(one.name, f"Values of {one.name}", one.name, of))
     return found
 
@@ -173,7 +176,7 @@ def _answer(sample: Sample, questions: Sequence[Question], answers: pa.Table) ->
         if isinstance(found, np.ndarray):
             numbers = sample.numbers.setdefault(number, [])
             if sum(map(len, numbers)) < _MAX_NUMBERS:
-                numbers.append(found[np.isfinite(found)][:_MAX_NUMBERS])
+                numbers.append(found[np.abs(found) < _MAX_NUMBER][:_MAX_NUMBERS])  # no NaN either
         else:
             counts = sample.labels.setdefault(number, Counter())
             for label, count in found.items():
@@ -243,7 +246,7 @@ def _part(column: Any, name: str) -> Any:
 
 
 def _numbers(column: Any) -> Floats:
-    found: Floats = column.drop_null().cast(pa.float64()).to_numpy(zero_copy_only=False)
+    found: Floats = column.drop_null().cast(pa.float64(), safe=False).to_numpy(zero_copy_only=False)
     return found
 
 
