@@ -25,6 +25,7 @@ from batchinfer.commands.demo import demo_command
 from batchinfer.commands.export import export_command
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.mistakes import unknown_command, wrong_command_line
+from batchinfer.commands.report import report_command
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
 from batchinfer.errors import BatchInferError, UsageError, without_secrets
@@ -57,6 +58,7 @@ COMMANDS: Mapping[str, Callable[..., None]] = {
     "verify": verify_command,
     "audit": audit_command,
     "errors": errors_command,
+    "report": report_command,
     "export": export_command,
     "demo": demo_command,
     "init": init_command,

@@ -136,6 +136,19 @@ def test_a_run_from_a_store_into_a_store_leaves_the_bytes_that_it_leaves_on_a_di
     assert again.returncode == 0 and "nothing was left to do" in again.stdout, again.stderr
 
 
+def test_the_report_of_a_folder_in_a_store_is_a_file_here(
+    store: Store, call: Call, folder: str, local: Path
+) -> None:
+    out = f"s3://bucket/{folder}"
+    assert call("run", "in", *JOB, "-o", out, "--quiet").returncode == 0
+    before = store.objects(f"{folder}/")
+    done = call("report", out)
+    name = f"{folder.removeprefix('out/')}-report.html"
+    assert done.stdout.splitlines()[1:] == [name], done.stderr
+    assert f"{ROWS} of {ROWS} rows answered" in (local / name).read_text()
+    assert store.objects(f"{folder}/") == before
+
+
 @pytest.mark.parametrize("name", ["s3://bucket/in/", "s3://bucket/in/*.jsonl", "http"])
 def test_what_is_named_is_read(
     store: Store, call: Call, local: Path, expected: dict[str, bytes], name: str

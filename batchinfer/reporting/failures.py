@@ -59,7 +59,7 @@ def read_failures(output: str) -> Iterator[Failure]:
     require_plan(output)
     for shard in list_shards(output):
         if shard.num_errors:
-            yield from _failures_of(shard.path)
+            yield from failures_of(shard.path)
 
 
 def summarize(failures: Iterable[Failure]) -> list[Reason]:
@@ -75,7 +75,7 @@ def summarize(failures: Iterable[Failure]) -> list[Reason]:
 _NUMBER = re.compile(r"(?<!\w)(?<!\w-)\d+(?:[.,_]\d+)*(?!\w)")
 
 
-def _failures_of(path: str) -> Iterator[Failure]:
+def failures_of(path: str) -> Iterator[Failure]:
     table = read_columns(place_of(path), [SOURCE, ROW, ERROR])
     failed = table.filter(pc.is_valid(table.column(ERROR)))
     columns = (failed.column(name).to_pylist() for name in (SOURCE, ROW, ERROR))
