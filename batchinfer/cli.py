@@ -20,6 +20,7 @@ from batchinfer import __version__
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import print_out, print_to_stderr, safe
 from batchinfer.commands.look import errors_command, status_command
+from batchinfer.commands.plan import plan_command
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
 from batchinfer.errors import BatchInferError, without_secrets
@@ -35,6 +36,7 @@ app = typer.Typer(
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "run": run_command,
     "resume": resume_command,
+    "plan": plan_command,
     "tune": tune_command,
     "status": status_command,
     "doctor": doctor_command,

@@ -14,6 +14,8 @@ from batchinfer.reporting.progress import duration
 from batchinfer.stages import StageSeconds
 
 ROW_ERRORS = 65
+#: Below this, a second more or less is worth its decimals.
+_SHORT_SECONDS = 10.0
 #: Columns that a warning names; the JSON summary has all.
 MAX_NAMES = 10
 
@@ -27,7 +29,8 @@ class RunReport:
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
     ahead; 0: the one that drives the device did. `part`: I/N of a run that answered one part of its job;
-    the rows, shards and errors are then those of the part.
+    the rows, shards and errors are then those of the part. `new_batches` were cut for this run. `forecast`:
+    where `batchinfer plan` had foretold this run, what was predicted and what came.
     """
 
     output: str
@@ -55,6 +58,8 @@ class RunReport:
     max_batch_tokens: int
     errors_tolerated: int
     part: str = ""
+    new_batches: int = 0
+    forecast: Mapping[str, Mapping[str, float]] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -93,6 +98,8 @@ class RunReport:
             lines.append(self.overlap())
         else:
             lines.append("nothing was left to do")
+        if self.forecast is not None:
+            lines.append(self.against_forecast(self.forecast))
         if self.part and not self.finished:
             lines.append("other parts of the job are not done yet")
         if self.retried_rows:
@@ -119,10 +126,17 @@ class RunReport:
         parts = f": forward {forward}, copy {copy}" if stages.copy else ""  # a CPU copies nothing
         return (
             f"device busy {busy}{parts}; waited {start} to start, {loading} for "
-            f"input, {writer} for the writer; {loaders} read {_seconds(stages.read)}, tokenize "
-            f"{_seconds(stages.tokenize)}; behind it, decode {_seconds(stages.decode)}, write "
-            f"{_seconds(stages.write)}"
+            f"input, {writer} for the writer; {loaders} read {in_seconds(stages.read)}, tokenize "
+            f"{in_seconds(stages.tokenize)}; behind it, decode {in_seconds(stages.decode)}, write "
+            f"{in_seconds(stages.write)}"
         )
+
+    def against_forecast(self, forecast: Mapping[str, Mapping[str, float]]) -> str:
+        """One line: what was predicted, and what it took."""
+        predicted, took = forecast["predicted"]["seconds"], forecast["actual"]["seconds"]
+        off = 100 * (took / predicted - 1) if predicted else 0.0
+        said = in_seconds if max(predicted, took) < _SHORT_SECONDS else duration
+        return f"predicted {said(predicted)}, took {said(took)} ({off:+.0f} %)"
 
     def warnings(self) -> list[str]:
         """What a reader of the output should know of, a line each."""
@@ -153,7 +167,8 @@ class RunReport:
         }
 
 
-def _seconds(seconds: float) -> str:
+def in_seconds(seconds: float) -> str:
+    """A length of time that may be short."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
@@ -169,6 +184,7 @@ class Effort:
     max_batch_tokens: int = 0
     workers: int = 0
     stages: StageSeconds = field(default_factory=StageSeconds)
+    new_batches: int = 0
 
 
 def summarize(
@@ -216,4 +232,5 @@ def summarize(
         max_batch_tokens=effort.max_batch_tokens,
         errors_tolerated=plan.config.error_allowance(num_rows),
         part=part,
+        new_batches=effort.new_batches,
     )

@@ -1,0 +1,261 @@
+"""How long batches take, by their size and by how long their rows are: a few of the run's own, timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from batchinfer.core import Batch
+from batchinfer.engines.base import Engine
+
+#: The first batches are this part of a whole one, the next ones larger by this factor: a whole one of a
+#: slow model might take all of the time.
+_FIRST_PART, _GROWTH = 16, 4
+#: Below this, a batch is answered once more: what the first one pays once would be most of its time.
+_SHORT_SECONDS = 0.5
+#: A round of batches of all lengths takes about so long, and has at least so many a stream.
+ROUND_SECONDS = 2.0
+_MIN_BATCHES = 4
+#: So many rounds are enough, or three that lie within this share of their median.
+MIN_ROUNDS, MAX_ROUNDS = 3, 6
+STABLE = 0.02
+#: Batches are told apart by the length of their rows in so many classes at most.
+MAX_CLASSES = 8
+#: The golden ratio: so shifted, rounds meet batches that none has met.
+_GOLDEN = 0.618034
+#: Of a round's time, what the batches of half the size need besides.
+_HALVES_SHARE = 0.2
+
+
+@dataclass(frozen=True, slots=True)
+class LengthClass:
+    """Batches whose rows are about as long: tokens of a row; the size of a batch, and its seconds."""
+
+    length: float
+    size: float
+    seconds: float
+
+
+@dataclass(frozen=True)
+class Speed:
+    """Seconds a batch takes of a device that is busy throughout; of several streams, what each adds.
+
+    A batch takes `fixed` seconds and, by its length class, more for its size: in tokens, or in rows where
+    answers are written (`by_rows`). `cold`: what the first batches took longer, once. `spread`: how far
+    rounds lie apart, as a share. `is_whole`: whether batches of the run's own size were timed.
+    """
+
+    classes: tuple[LengthClass, ...]
+    fixed: float
+    by_rows: bool
+    cold: float = 0.0
+    spread: float = 0.0
+    is_whole: bool = True
+
+    def seconds(self, tokens: float, rows: int) -> float:
+        """What a batch of so many rows with so many tokens takes."""
+        if not rows:
+            return 0.0
+        lengths = [one.length for one in self.classes]
+        slopes = [(one.seconds - self.fixed) / one.size for one in self.classes]
+        slope = float(np.interp(tokens / rows, lengths, slopes))
+        return self.fixed + slope * (rows if self.by_rows else tokens)
+
+
+def measure(
+    engine: Engine, batches: Sequence[Batch], deadline: float, clock: Callable[[], float]
+) -> Speed | None:
+    """Time batches of a sample, which are sorted by length, until it is clear what they take.
+
+    Returns None where not even a small one is answered before `deadline`, by `clock`.
+    """
+    engine.stopped = lambda: clock() > deadline  # asked by what writes answers, behind each token
+    return _Measuring(engine, batches, deadline, clock).speed()
+
+
+class _Measuring:
+    def __init__(
+        self, engine: Engine, batches: Sequence[Batch], deadline: float, clock: Callable[[], float]
+    ) -> None:
+        self.engine, self.batches = engine, [batch for batch in batches if len(batch)]
+        self.deadline, self.clock = deadline, clock
+        self.by_rows = engine.task.tokens_ahead > 0
+        self.cold = 0.0
+
+    def speed(self) -> Speed | None:
+        if not self.batches:
+            return None
+        grown = self._grow()
+        if not grown:
+            return None
+        whole = self._size(self.batches[len(self.batches) // 2])
+        if grown[-1].size < whole or self.clock() >= self.deadline:
+            last = grown[-1]
+            fixed = _intercept(grown)
+            return Speed((last,), fixed, self.by_rows, self.cold, is_whole=last.size >= whole)
+        return self._by_length(grown[-1])
+
+    # -- growing ---------------------------------------------------------------------------------
+
+    def _grow(self) -> list[LengthClass]:
+        """Parts of a batch from the middle, larger and larger, up to all of it, while there is time."""
+        batch, streams = self.batches[len(self.batches) // 2], self.engine.streams
+        found: list[LengthClass] = []
+        rows = max(1, len(batch) // _FIRST_PART)
+        while True:
+            part = _part(batch, rows)
+            seconds = self._time([part] * streams)
+            if seconds is None:
+                return found
+            if seconds < _SHORT_SECONDS:
+                again = self._time([part] * streams)
+                if again is not None:
+                    self.cold += max(0.0, seconds - again)
+                    seconds = again
+            size = self._size(part)
+            found.append(LengthClass(part.num_tokens / len(part), size, seconds / streams))
+            if rows == len(batch) or 2 * _GROWTH * seconds > self.deadline - self.clock():
+                return found
+            rows = min(len(batch), rows * _GROWTH)
+
+    def _time(self, batches: Sequence[Batch]) -> float | None:
+        """Seconds for all of these; None where the time was over before."""
+        began, answered = self.clock(), 0
+        for part, _ in self.engine.stream(self._feed(batches)):
+            answered += len(part)
+        whole = answered == sum(map(len, batches))
+        return self.clock() - began if whole else None
+
+    def _feed(self, batches: Sequence[Batch]) -> Iterator[Batch]:
+        for batch in batches:
+            yield batch.pin_memory() if self.engine.pins_memory else batch
+
+    # -- rounds ----------------------------------------------------------------------------------
+
+    def _by_length(self, middle: LengthClass) -> Speed:
+        """Rounds of batches of all lengths; each takes others, as no two batches of a run are alike."""
+        number, streams = len(self.batches), self.engine.streams
+        left = self.deadline - self.clock()
+        seconds = min(ROUND_SECONDS, left / (MIN_ROUNDS + 2))
+        count = max(_MIN_BATCHES * streams, int(seconds / max(1e-9, middle.seconds)))
+        count = max(1, min(number, count // streams * streams))
+        num_classes = max(1, min(MAX_CLASSES, count // _MIN_BATCHES))
+        rounds: list[list[_Tally]] = []
+        last = 0.0
+        while len(rounds) <= MAX_ROUNDS and (
+            not rounds or self.clock() + (1 + _HALVES_SHARE) * last < self.deadline
+        ):
+            began = self.clock()
+            rounds.append(self._round(_spaced(number, count, len(rounds)), num_classes))
+            last = self.clock() - began
+            if len(rounds) > MIN_ROUNDS and _spread(rounds[1:]) < STABLE:
+                break
+        warm = rounds[1:] or rounds
+        classes = _classes(warm)
+        warmed = sum(one.size * rate for one, rate in zip(rounds[0], _rates(warm), strict=True))
+        self.cold += max(0.0, sum(one.seconds for one in rounds[0]) - warmed)
+        fixed = 0.0
+        if self.clock() + last < self.deadline:
+            fixed = self._fixed(_spaced(number, max(1, count // 2), 0), classes)
+        return Speed(classes, fixed, self.by_rows, self.cold, _spread(warm) / 2)
+
+    def _round(self, chosen: Sequence[int], num_classes: int, part: int = 1) -> list[_Tally]:
+        """Answer these batches, or one `part`-th of each; what those of each class took."""
+        tallies = [_Tally() for _ in range(num_classes)]
+        class_of: dict[int, int] = {}
+        batches = []
+        for index in chosen:
+            batch = self.batches[index]
+            batch = _part(batch, max(1, len(batch) // part))
+            number = index * num_classes // len(self.batches)
+            class_of.update(dict.fromkeys(batch.indices.tolist(), number))
+            tallies[number].batches += 1
+            batches.append(batch)
+        before = self.clock()
+        for answered, _ in self.engine.stream(self._feed(batches)):
+            now = self.clock()
+            tally = tallies[class_of[int(answered.indices[0])]]
+            tally.seconds += now - before
+            tally.size += self._size(answered)
+            tally.tokens += answered.num_tokens
+            tally.rows += len(answered)
+            before = now
+        return tallies
+
+    def _fixed(self, chosen: Sequence[int], classes: tuple[LengthClass, ...]) -> float:
+        """What a batch takes however small it is: by that much, two halves take longer than a whole."""
+        self._round(chosen, 1, part=2)  # of sizes that are new to the engine
+        halves = self._round(chosen, 1, part=2)[0]
+        whole = sum(
+            Speed(classes, 0.0, self.by_rows).seconds(batch.num_tokens, len(batch))
+            for batch in (self.batches[index] for index in chosen)
+        )
+        fixed = (2 * halves.seconds - whole) / len(chosen)
+        return min(max(0.0, fixed), min(one.seconds for one in classes) / 2)
+
+    def _size(self, batch: Batch) -> int:
+        return len(batch) if self.by_rows else batch.num_tokens
+
+
+@dataclass(slots=True)
+class _Tally:
+    """What was answered of a class in a round."""
+
+    size: int = 0
+    tokens: int = 0
+    rows: int = 0
+    batches: int = 0
+    seconds: float = 0.0
+
+
+def _rates(rounds: Sequence[Sequence[_Tally]]) -> list[float]:
+    """Of each class, seconds for one of its size: the median of the rounds."""
+    return [
+        float(np.median([one.seconds / one.size for one in several if one.size] or [0.0]))
+        for several in zip(*rounds, strict=True)
+    ]
+
+
+def _classes(rounds: Sequence[Sequence[_Tally]]) -> tuple[LengthClass, ...]:
+    """The classes that were answered, by rising length."""
+    found = []
+    for several, rate in zip(zip(*rounds, strict=True), _rates(rounds), strict=True):
+        tokens, rows, size, batches = (
+            sum(getattr(one, name) for one in several)
+            for name in ("tokens", "rows", "size", "batches")
+        )
+        if size:
+            found.append(LengthClass(tokens / rows, size / batches, rate * size / batches))
+    return tuple(sorted(found, key=lambda one: one.length))
+
+
+def _spread(rounds: Sequence[Sequence[_Tally]]) -> float:
+    """How far the rounds lie apart, as a share of their median: the slowest and the fastest."""
+    rates = [sum(one.seconds for one in r) / max(1, sum(one.size for one in r)) for r in rounds]
+    return float((max(rates) - min(rates)) / max(1e-12, float(np.median(rates))))
+
+
+def _spaced(number: int, count: int, turn: int) -> list[int]:
+    """`count` of so many batches, evenly spaced; others at each turn."""
+    shift = turn * _GOLDEN % 1.0
+    return sorted({int((index + shift) * number / count) for index in range(count)})
+
+
+def _part(batch: Batch, rows: int) -> Batch:
+    """So many of a batch's rows, evenly spaced, so that they are as long."""
+    if rows >= len(batch):
+        return batch
+    kept = np.zeros(len(batch), np.bool_)
+    kept[np.arange(rows) * len(batch) // rows] = True
+    return batch.keep(kept)
+
+
+def _intercept(points: Sequence[LengthClass]) -> float:
+    """What is left at size nought, by the last two points; never more than most of the smaller one."""
+    if len(points) < 2:
+        return 0.0
+    one, two = points[-2:]
+    slope = (two.seconds - one.seconds) / max(1e-9, two.size - one.size)
+    return min(max(0.0, one.seconds - slope * one.size), 0.95 * one.seconds)
