@@ -25,7 +25,7 @@ from batchinfer.forecasting.kept import ForecastKey
 from batchinfer.forecasting.pipeline import (
     Beside,
     ChunkCost,
-    chunk_coster,
+    chunk_costs,
     course,
     padding_in_order,
 )
@@ -131,9 +131,9 @@ def _measure(work: JobAsItIs, max_seconds: float) -> _Measured:
         speed = measure(engine, material.batches, timed_until, time.perf_counter)
         if not len(material.requests):  # no row can be answered: each will say why
             speed = Speed((LengthClass(1.0, 1.0, 0.0),), 0.0, by_rows=False)
-        rehearsal = rehearse(
-            plan, material, engine, work.model_folder, deadline - time.perf_counter()
-        )
+        # Of a busy machine, a round may take longer than there was time for.
+        left = max(deadline - time.perf_counter(), (1 - _TIMED_SHARE) * max_seconds)
+        rehearsal = rehearse(plan, material, engine, work.model_folder, left)
         if speed is None or rehearsal is None:
             raise UsageError(
                 f"--max-seconds {max_seconds:g}: not even a few rows are answered in that time; give more"
@@ -188,15 +188,16 @@ def _put_together(
 ) -> Forecast:
     plan, material, rehearsal = work.plan, measured.material, measured.rehearsal
     cost, speed = material.requests.cost, measured.speed
-    coster = chunk_coster(
-        cost, material.requests_a_row, measured.budget, measured.tokens_ahead, speed
+    chunks = chunk_costs(
+        work.chunk_rows,
+        cost,
+        material.requests_a_row,
+        measured.budget,
+        measured.tokens_ahead,
+        speed,
     )
-    chunks = [coster(rows) for rows in work.chunk_rows]
     expected = course(chunks, measured.beside, measured.num_devices)
     num_rows = sum(work.chunk_rows)
-    unique = material.requests.num_tokens / max(
-        1, int(cost.sum())
-    )  # what windows share counts once
     tokens, padded = sum(chunk.tokens for chunk in chunks), sum(chunk.padded for chunk in chunks)
     has_tokens = plan.model.task != "module" and len(cost) > 0
     peak = available = None
@@ -208,7 +209,7 @@ def _put_together(
         device=measured.device_kind,
         num_devices=measured.num_devices,
         num_rows=num_rows,
-        num_tokens=round(tokens * unique),
+        num_tokens=round(num_rows * material.tokens_a_row),
         num_batches=sum(chunk.batches for chunk in chunks),
         num_shards=len(chunks),
         num_bytes=round(num_rows * rehearsal.bytes_row + len(chunks) * rehearsal.bytes_chunk),

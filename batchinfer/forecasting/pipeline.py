@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import heapq
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -20,8 +20,8 @@ from batchinfer.core import BatchBudget, Int32Array, Segment, Span
 from batchinfer.forecasting.speed import Speed
 from batchinfer.gathering import WRITE_BEHIND
 
-#: Chunks of about the same number of rows are taken to be alike: within this part of it.
-_ALIKE = 64
+#: Of more sizes of chunks than these, those within a 64th of each other are taken to be alike.
+_MANY_SIZES, _ALIKE = 64, 64
 
 Bottleneck = Literal["device", "input", "writer"]
 
@@ -96,11 +96,17 @@ def chunk_rows_of(
     return counts
 
 
-def chunk_coster(
-    cost: Int32Array, requests_a_row: float, budget: BatchBudget, tokens_ahead: int, speed: Speed
-) -> Callable[[int], ChunkCost]:
-    """What a chunk of so many rows costs, if its requests are as long as those of a sample."""
+def chunk_costs(
+    chunk_rows: Sequence[int],
+    cost: Int32Array,
+    requests_a_row: float,
+    budget: BatchBudget,
+    tokens_ahead: int,
+    speed: Speed,
+) -> list[ChunkCost]:
+    """What chunks of so many rows cost, if their requests are as long as those of a sample."""
     ordered = np.sort(cost)
+    is_rough = len(set(chunk_rows)) > _MANY_SIZES
 
     @functools.cache
     def alike(rows: int) -> ChunkCost:
@@ -118,7 +124,7 @@ def chunk_coster(
         return ChunkCost(rows, float(costs.sum()), batches, padded, seconds)
 
     def of(rows: int) -> ChunkCost:
-        step = max(1, (1 << max(0, rows.bit_length() - 1)) // _ALIKE)
+        step = max(1, (1 << max(0, rows.bit_length() - 1)) // _ALIKE) if is_rough else 1
         near = rows // step * step
         found = alike(near)
         if near == rows:
@@ -132,7 +138,7 @@ def chunk_coster(
             forward=found.forward * share,
         )
 
-    return of
+    return list(map(of, chunk_rows))
 
 
 def padding_in_order(cost: Int32Array, budget: BatchBudget) -> float:

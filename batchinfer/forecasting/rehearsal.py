@@ -77,6 +77,10 @@ class Material:
     load: Cost
 
     @property
+    def tokens_a_row(self) -> float:
+        return self.requests.num_tokens / max(1, self.chunk.num_rows)
+
+    @property
     def requests_a_row(self) -> float:
         return len(self.requests) / max(1, self.chunk.num_rows)
 
@@ -222,7 +226,8 @@ def _write(plan: Plan, answered: AnsweredChunk, engine: Engine, material: Materi
     name = shard_name(answered.chunk.id)
     table = assemble(answered, task, plan.output_schema, plan.config.output_prefix)
     rows = max(1, table.num_rows)
-    few = table.slice(0, max(1, rows // 2)).combine_chunks()
+    whole = table.slice(0, plan.chunk_rows).combine_chunks()
+    few = table.slice(0, max(1, whole.num_rows // 2)).combine_chunks()
 
     def timed(part: pa.Table, *, decodes: bool) -> tuple[float, float, int]:
         found = []
@@ -234,16 +239,16 @@ def _write(plan: Plan, answered: AnsweredChunk, engine: Engine, material: Materi
             found.append((time.perf_counter() - wall, time.process_time() - core, content.size))
         return min(found)
 
-    wall, core, size = timed(table, decodes=True)
+    wall, core, size = timed(whole, decodes=True)
     _, _, small = timed(few, decodes=False)
-    bytes_row = max(0.0, (size - small) / max(1, rows - few.num_rows))
+    bytes_row = max(0.0, (size - small) / max(1, whole.num_rows - few.num_rows))
     return Rehearsal(
         num_rows=rows,
         num_errors=len(answered.errors),
         write=Cost(wall / rows, core / rows),
         commit=_time_commit(size),
         bytes_row=bytes_row,
-        bytes_chunk=max(0.0, size - bytes_row * rows),
+        bytes_chunk=max(0.0, size - bytes_row * whole.num_rows),
         written=answered.values["count"].astype(np.int64) if task.tokens_ahead else None,
     )
 

@@ -12,12 +12,13 @@ from batchinfer.engines.base import Engine
 
 #: The first batches are this part of a whole one, the next ones larger by this factor: a whole one of a
 #: slow model might take all of the time.
-_FIRST_PART, _GROWTH = 16, 4
+_FIRST_PART, _GROWTH = 64, 4
 #: Below this, a batch is answered once more: what the first one pays once would be most of its time.
 _SHORT_SECONDS = 0.5
-#: A round of batches of all lengths takes about so long, and has at least so many a stream.
-ROUND_SECONDS = 2.0
-_MIN_BATCHES = 4
+#: A round of batches of all lengths takes about so long, and longer where that is too few of them; a class
+#: has at least so many a stream.
+ROUND_SECONDS, _ENOUGH_BATCHES = 2.0, 16
+_BATCHES_OF_CLASS = 2
 #: So many rounds are enough, or three that lie within this share of their median.
 MIN_ROUNDS, MAX_ROUNDS = 3, 6
 STABLE = 0.02
@@ -109,7 +110,8 @@ class _Measuring:
             seconds = self._time([part] * streams)
             if seconds is None:
                 return found
-            if seconds < _SHORT_SECONDS:
+            left = self.deadline - self.clock()
+            if seconds < _SHORT_SECONDS or (not found and 2 * _GROWTH * seconds < left):
                 again = self._time([part] * streams)
                 if again is not None:
                     self.cold += max(0.0, seconds - again)
@@ -138,10 +140,12 @@ class _Measuring:
         """Rounds of batches of all lengths; each takes others, as no two batches of a run are alike."""
         number, streams = len(self.batches), self.engine.streams
         left = self.deadline - self.clock()
-        seconds = min(ROUND_SECONDS, left / (MIN_ROUNDS + 2))
-        count = max(_MIN_BATCHES * streams, int(seconds / max(1e-9, middle.seconds)))
+        seconds = max(ROUND_SECONDS, _ENOUGH_BATCHES * middle.seconds)
+        seconds = min(seconds, left / (MIN_ROUNDS + 2))
+        at_least = _BATCHES_OF_CLASS * streams
+        count = max(at_least, int(seconds / max(1e-9, middle.seconds)))
         count = max(1, min(number, count // streams * streams))
-        num_classes = max(1, min(MAX_CLASSES, count // _MIN_BATCHES))
+        num_classes = max(1, min(MAX_CLASSES, count // at_least))
         rounds: list[list[_Tally]] = []
         last = 0.0
         while len(rounds) <= MAX_ROUNDS and (
@@ -154,7 +158,7 @@ class _Measuring:
                 break
         warm = rounds[1:] or rounds
         classes = _classes(warm)
-        warmed = sum(one.size * rate for one, rate in zip(rounds[0], _rates(warm), strict=True))
+        warmed = self._expected(_spaced(number, count, 0), classes)
         self.cold += max(0.0, sum(one.seconds for one in rounds[0]) - warmed)
         fixed = 0.0
         if self.clock() + last < self.deadline:
@@ -188,12 +192,14 @@ class _Measuring:
         """What a batch takes however small it is: by that much, two halves take longer than a whole."""
         self._round(chosen, 1, part=2)  # of sizes that are new to the engine
         halves = self._round(chosen, 1, part=2)[0]
-        whole = sum(
-            Speed(classes, 0.0, self.by_rows).seconds(batch.num_tokens, len(batch))
-            for batch in (self.batches[index] for index in chosen)
-        )
-        fixed = (2 * halves.seconds - whole) / len(chosen)
+        fixed = (2 * halves.seconds - self._expected(chosen, classes)) / len(chosen)
         return min(max(0.0, fixed), min(one.seconds for one in classes) / 2)
+
+    def _expected(self, chosen: Sequence[int], classes: tuple[LengthClass, ...]) -> float:
+        """What these batches take, by what those of their classes took."""
+        speed = Speed(classes, 0.0, self.by_rows)
+        batches = (self.batches[index] for index in chosen)
+        return sum(speed.seconds(batch.num_tokens, len(batch)) for batch in batches)
 
     def _size(self, batch: Batch) -> int:
         return len(batch) if self.by_rows else batch.num_tokens
@@ -232,9 +238,13 @@ def _classes(rounds: Sequence[Sequence[_Tally]]) -> tuple[LengthClass, ...]:
 
 
 def _spread(rounds: Sequence[Sequence[_Tally]]) -> float:
-    """How far the rounds lie apart, as a share of their median: the slowest and the fastest."""
-    rates = [sum(one.seconds for one in r) / max(1, sum(one.size for one in r)) for r in rounds]
-    return float((max(rates) - min(rates)) / max(1e-12, float(np.median(rates))))
+    """How far the slowest and the fastest round lie apart, each beside what its classes took."""
+    rates = _rates(rounds)
+    shares = []
+    for tallies in rounds:
+        expected = sum(one.size * rate for one, rate in zip(tallies, rates, strict=True))
+        shares.append(sum(one.seconds for one in tallies) / max(1e-12, expected))
+    return max(shares) - min(shares)
 
 
 def _spaced(number: int, count: int, turn: int) -> list[int]:
