@@ -3,10 +3,10 @@
     python -m benchmarks.forecast ../shared/data/gsm8k/grade_school_math/data/{test,train}.jsonl \\
         --model minilm-embed --text-column question --out forecast.json
 
-Each corpus is a job of its own: `batchinfer plan` and `batchinfer run`, each a process of its own, one after the
-other, three times. The forecast's total is what lies between the beginning of planning and the report; the run
-itself says what that was (`report.json`). `command_seconds` is seen from outside, with Python's start. Ratios say
-actual over predicted. Whoever else is at work on the machine between the two is part of the difference.
+Each corpus is a job of its own: `batchinfer plan` and `batchinfer run`, each a process of its own, one
+after the other, three times. What is predicted is the time from the beginning of planning to the report;
+the run says itself what that was (`report.json`). `command_seconds` is seen from outside, with Python's
+start. Ratios are actual over predicted. Whoever else is at work on the machine between the two is part of the difference.
 """
 
 from __future__ import annotations

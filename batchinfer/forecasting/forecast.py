@@ -102,6 +102,11 @@ class _Measured:
     memory: MemoryUse | None
     seconds: float
 
+    @property
+    def written(self) -> npt.NDArray[np.int64]:
+        """Tokens of the answers that were written, int64[n]: of more of them, in batches or all the way."""
+        return np.array(max(self.speed.written, self.rehearsal.written, key=len), np.int64)
+
 
 def _measure(work: JobAsItIs, max_seconds: float) -> _Measured:
     stop = StopSignal()
@@ -219,7 +224,7 @@ def _put_together(
         lengths=Lengths.of(cost) if has_tokens else None,
         padding_in_order=padding_in_order(cost, measured.budget) if has_tokens else 0.0,
         padding_as_planned=1 - tokens / padded if has_tokens and padded else 0.0,
-        written=None if rehearsal.written is None else _written(rehearsal.written, measured),
+        written=_written(measured.written, measured) if measured.tokens_ahead else None,
         max_batch_tokens=measured.budget.max_batch_tokens,
         max_batch_rows=measured.budget.max_batch_rows,
         device_memory_bytes=peak,
@@ -255,7 +260,7 @@ def _seconds(measured: _Measured, planned: float, work: float) -> Seconds:
         _LEAST_UNCERTAIN,
         measured.speed.spread,
         _error_of_mean(measured.material.requests.cost),
-        0.0 if measured.rehearsal.written is None else _error_of_mean(measured.rehearsal.written),
+        _error_of_mean(measured.written) if measured.tokens_ahead else 0.0,
         0.0 if measured.speed.is_whole else _UNCERTAIN_OF_SMALL,
     )
     off = min(uncertain, _MOST_UNCERTAIN) * work + _UNCERTAIN_OF_LOADING * (planned + measured.load)

@@ -90,8 +90,7 @@ class Rehearsal:
     """What rows became that went all the way.
 
     `write`: of a row, to decode it and make it part of a shard; `commit`: seconds until that is durable.
-    `bytes_row` and `bytes_chunk`: of a shard. `written`: tokens of each answer, where answers are written,
-    int64[n].
+    `bytes_row` and `bytes_chunk`: of a shard. `written`: tokens of each answer, where answers are written.
     """
 
     num_rows: int
@@ -100,7 +99,7 @@ class Rehearsal:
     commit: float
     bytes_row: float
     bytes_chunk: float
-    written: np.ndarray[tuple[int], np.dtype[np.int64]] | None
+    written: tuple[int, ...]
 
 
 def take_material(
@@ -249,7 +248,7 @@ def _write(plan: Plan, answered: AnsweredChunk, engine: Engine, material: Materi
         commit=_time_commit(size),
         bytes_row=bytes_row,
         bytes_chunk=max(0.0, size - bytes_row * whole.num_rows),
-        written=answered.values["count"].astype(np.int64) if task.tokens_ahead else None,
+        written=tuple(answered.values["count"].tolist()) if task.tokens_ahead else (),
     )
 
 

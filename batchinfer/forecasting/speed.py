@@ -10,9 +10,12 @@ import numpy as np
 from batchinfer.core import Batch
 from batchinfer.engines.base import Engine
 
-#: The first batches are this part of a whole one, the next ones larger by this factor: a whole one of a
-#: slow model might take all of the time.
-_FIRST_PART, _GROWTH = 64, 4
+#: The first batches are this part of a whole one (where answers are written, the second), the next ones
+#: larger by this factor: a whole one of a slow model might take all of the time.
+_FIRST_PART, _FIRST_WRITTEN_PART, _GROWTH = 64, 16, 4
+#: A model that writes reads its weights once a step, for all rows: so four times the rows take no more than
+#: so many times the time, and this share of a batch's time is there with few rows already.
+_GROWTH_OF_WRITING, _FIXED_OF_WRITING = 2, 0.8
 #: Below this, a batch is answered once more: what the first one pays once would be most of its time.
 _SHORT_SECONDS = 0.5
 #: A round of batches of all lengths takes about so long, and longer where that is too few of them; a class
@@ -45,7 +48,8 @@ class Speed:
 
     A batch takes `fixed` seconds and, by its length class, more for its size: in tokens, or in rows where
     answers are written (`by_rows`). `cold`: what the first batches took longer, once. `spread`: how far
-    rounds lie apart, as a share. `is_whole`: whether batches of the run's own size were timed.
+    rounds lie apart, as a share. `is_whole`: whether batches of the run's own size were timed. `written`:
+    tokens of the answers that were written meanwhile.
     """
 
     classes: tuple[LengthClass, ...]
@@ -54,6 +58,7 @@ class Speed:
     cold: float = 0.0
     spread: float = 0.0
     is_whole: bool = True
+    written: tuple[int, ...] = ()
 
     def seconds(self, tokens: float, rows: int) -> float:
         """What a batch of so many rows with so many tokens takes."""
@@ -84,6 +89,7 @@ class _Measuring:
         self.deadline, self.clock = deadline, clock
         self.by_rows = engine.task.tokens_ahead > 0
         self.cold = 0.0
+        self.written: list[int] = []
 
     def speed(self) -> Speed | None:
         if not self.batches:
@@ -91,12 +97,16 @@ class _Measuring:
         grown = self._grow()
         if not grown:
             return None
-        whole = self._size(self.batches[len(self.batches) // 2])
-        if grown[-1].size < whole or self.clock() >= self.deadline:
-            last = grown[-1]
-            fixed = _intercept(grown)
-            return Speed((last,), fixed, self.by_rows, self.cold, is_whole=last.size >= whole)
-        return self._by_length(grown[-1])
+        last, middle = grown[-1], self.batches[len(self.batches) // 2]
+        is_whole = last.size >= self._size(middle)
+        a_round = _BATCHES_OF_CLASS * self.engine.streams * last.seconds
+        if is_whole and 2 * a_round < self.deadline - self.clock():
+            return self._by_length(last)
+        fixed = _intercept(grown)
+        if len(grown) == 1 and self.by_rows:
+            fixed = _FIXED_OF_WRITING * last.seconds
+        written = tuple(self.written)
+        return Speed((last,), fixed, self.by_rows, self.cold, is_whole=is_whole, written=written)
 
     # -- growing ---------------------------------------------------------------------------------
 
@@ -104,29 +114,34 @@ class _Measuring:
         """Parts of a batch from the middle, larger and larger, up to all of it, while there is time."""
         batch, streams = self.batches[len(self.batches) // 2], self.engine.streams
         found: list[LengthClass] = []
-        rows = max(1, len(batch) // _FIRST_PART)
+        first, growth = _FIRST_PART, 2 * _GROWTH
+        if self.by_rows:
+            first, growth = _FIRST_WRITTEN_PART, _GROWTH_OF_WRITING
+        rows = max(1, len(batch) // first)
         while True:
             part = _part(batch, rows)
             seconds = self._time([part] * streams)
             if seconds is None:
                 return found
             left = self.deadline - self.clock()
-            if seconds < _SHORT_SECONDS or (not found and 2 * _GROWTH * seconds < left):
+            if seconds < _SHORT_SECONDS or (not found and 2 * growth * seconds < left):
                 again = self._time([part] * streams)
                 if again is not None:
                     self.cold += max(0.0, seconds - again)
                     seconds = again
             size = self._size(part)
             found.append(LengthClass(part.num_tokens / len(part), size, seconds / streams))
-            if rows == len(batch) or 2 * _GROWTH * seconds > self.deadline - self.clock():
+            if rows == len(batch) or growth * seconds > self.deadline - self.clock():
                 return found
             rows = min(len(batch), rows * _GROWTH)
 
     def _time(self, batches: Sequence[Batch]) -> float | None:
         """Seconds for all of these; None where the time was over before."""
         began, answered = self.clock(), 0
-        for part, _ in self.engine.stream(self._feed(batches)):
+        for part, answers in self.engine.stream(self._feed(batches)):
             answered += len(part)
+            if self.by_rows and answers.error is None:
+                self.written += answers.values["count"].tolist()
         whole = answered == sum(map(len, batches))
         return self.clock() - began if whole else None
 
@@ -163,7 +178,8 @@ class _Measuring:
         fixed = 0.0
         if self.clock() + last < self.deadline:
             fixed = self._fixed(_spaced(number, max(1, count // 2), 0), classes)
-        return Speed(classes, fixed, self.by_rows, self.cold, _spread(warm) / 2)
+        written = tuple(self.written)
+        return Speed(classes, fixed, self.by_rows, self.cold, _spread(warm) / 2, written=written)
 
     def _round(self, chosen: Sequence[int], num_classes: int, part: int = 1) -> list[_Tally]:
         """Answer these batches, or one `part`-th of each; what those of each class took."""
