@@ -6,7 +6,7 @@
 Each corpus is a job of its own: `batchinfer plan` and `batchinfer run`, each a process of its own, one
 after the other, three times. What is predicted is the time from the beginning of planning to the report;
 the run says itself what that was (`report.json`). `command_seconds` is seen from outside, with Python's
-start. Ratios are actual over predicted. Whoever else is at work on the machine between the two is part of the difference.
+start. Ratios are actual over predicted; whoever else is at work on the machine is part of them.
 """
 
 from __future__ import annotations
