@@ -211,6 +211,8 @@ def test_parts_are_planned_each_for_itself(tmp_path: Path) -> None:
     ]
     assert [part.num_shards for part in parts] == [3, 3, 4]
     assert [part.part for part in parts] == ["0/3", "1/3", "2/3"]
+    spare = forecast(job(tmp_path, limit=10, shard="1/3"))
+    assert spare.num_shards == 0 and spare.to_text().endswith("rows        none")
     report = run(job(tmp_path, chunk_rows=100, shard="1/3"))
     assert (
         report.forecast is not None and report.forecast["actual"]["num_rows"] == parts[1].num_rows
@@ -398,6 +400,7 @@ def test_a_run_is_as_long_as_its_slowest_part() -> None:
     assert course(five, with_costs(load=0.2, loaders=2), 1).seconds < starved.seconds
     slow_disk = course(five, with_costs(write=0.3), 1)
     assert (slow_disk.seconds, slow_disk.bottleneck) == (pytest.approx(10 + 5 * 30), "writer")
+    assert slow_disk.waited_for_writer == pytest.approx(10 + 5 * 30 - 50)
     assert course(five, with_costs(write=0.05), 1).seconds == pytest.approx(50 + 5)
 
 
@@ -407,6 +410,8 @@ def test_devices_share_chunks_and_a_cpu_its_cores() -> None:
     assert course(five, NOTHING, 9).seconds == pytest.approx(10), "a chunk is of one device"
     busy = course(five, with_costs(write=0.01, write_core=0.01, cores=2), 1)
     assert busy.seconds == pytest.approx(50 + 4 * 0.5 + 1), "the last one is written alone"
+    ahead = course(five, with_costs(load_core=0.01, loaders=1, cores=2), 1)
+    assert ahead.seconds == pytest.approx(50 + 4 * 0.5)
 
 
 def test_the_rows_of_chunks_follow_from_what_is_left() -> None:

@@ -183,8 +183,10 @@ class Forecast:
                 "output", f"{self.output}{': ' if self.output else ''}{ACTIONS[self.action]}{done}"
             ),
         ]
-        if self.action == "nothing":
-            return "\n".join(lines)
+        if not self.num_shards:
+            return "\n".join(
+                [*lines, *([] if self.action == "nothing" else [_line("rows", "none")])]
+            )
         lines.append(
             _line(
                 "rows",

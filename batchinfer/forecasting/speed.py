@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -137,17 +137,18 @@ class _Measuring:
 
     def _time(self, batches: Sequence[Batch]) -> float | None:
         """Seconds for all of these; None where the time was over before."""
+        ready = self._ready(batches)
         began, answered = self.clock(), 0
-        for part, answers in self.engine.stream(self._feed(batches)):
+        for part, answers in self.engine.stream(ready):
             answered += len(part)
             if self.by_rows and answers.error is None:
                 self.written += answers.values["count"].tolist()
         whole = answered == sum(map(len, batches))
         return self.clock() - began if whole else None
 
-    def _feed(self, batches: Sequence[Batch]) -> Iterator[Batch]:
-        for batch in batches:
-            yield batch.pin_memory() if self.engine.pins_memory else batch
+    def _ready(self, batches: Sequence[Batch]) -> Sequence[Batch]:
+        """The batches as they come to the device; a run pins them ahead of it."""
+        return [batch.pin_memory() for batch in batches] if self.engine.pins_memory else batches
 
     # -- rounds ----------------------------------------------------------------------------------
 
@@ -193,8 +194,9 @@ class _Measuring:
             class_of.update(dict.fromkeys(batch.indices.tolist(), number))
             tallies[number].batches += 1
             batches.append(batch)
+        ready = self._ready(batches)
         before = self.clock()
-        for answered, _ in self.engine.stream(self._feed(batches)):
+        for answered, _ in self.engine.stream(ready):
             now = self.clock()
             tally = tallies[class_of[int(answered.indices[0])]]
             tally.seconds += now - before
