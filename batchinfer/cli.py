@@ -25,6 +25,7 @@ from batchinfer.commands.demo import demo_command
 from batchinfer.commands.export import export_command
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.mistakes import unknown_command, wrong_command_line
+from batchinfer.commands.plan import plan_command
 from batchinfer.commands.report import report_command
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
@@ -52,6 +53,7 @@ app = typer.Typer(
 COMMANDS: Mapping[str, Callable[..., None]] = {
     "run": run_command,
     "resume": resume_command,
+    "plan": plan_command,
     "tune": tune_command,
     "status": status_command,
     "doctor": doctor_command,

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 import platform
+import secrets
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -83,3 +84,14 @@ def cache_folder() -> Path:
     stated = os.environ.get("XDG_CACHE_HOME", "")
     root = Path(stated) if os.path.isabs(stated) else Path.home() / ".cache"
     return root / "batchinfer"
+
+
+def write_whole(path: Path, text: str) -> None:
+    """Write a file of the user's whole or not at all, with the folders above it. Raises OSError."""
+    temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)

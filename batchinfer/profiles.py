@@ -13,9 +13,7 @@ import hashlib
 import importlib.metadata
 import json
 import logging
-import os
 import platform
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,7 +23,7 @@ from batchinfer import __version__, checked
 from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget, ModelSpec
 from batchinfer.errors import StorageError, UsageError, one_line
-from batchinfer.machine import cache_folder, cpu_name, usable_cores
+from batchinfer.machine import cache_folder, cpu_name, usable_cores, write_whole
 
 log = logging.getLogger("batchinfer")
 
@@ -257,14 +255,8 @@ class Profile:
 
     def write(self, path: Path) -> None:
         """Write the profile whole or not at all. Raises StorageError."""
-        temporary = path.with_name(f".{path.name}.{os.getpid()}-{secrets.token_hex(3)}")
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            try:
-                temporary.write_text(json.dumps(self.to_dict(), indent=1) + "\n", encoding="utf-8")
-                os.replace(temporary, path)
-            finally:
-                temporary.unlink(missing_ok=True)
+            write_whole(path, json.dumps(self.to_dict(), indent=1) + "\n")
         except OSError as error:
             raise StorageError(
                 f"the profile cannot be written: {error.strerror}",

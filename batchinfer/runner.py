@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import errno
 import os
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field
@@ -17,6 +18,7 @@ from batchinfer.config import RunConfig, flag_name
 from batchinfer.core import ChunkId, Shard, Span, retry_spans
 from batchinfer.engines import describe_model, require_fit
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.forecasting.kept import ForecastKey, held_against
 from batchinfer.inputs import are_touched, check_inputs
 from batchinfer.plan import Plan, first_difference
 from batchinfer.planning import check_schemas, make_plan, with_profile
@@ -29,8 +31,8 @@ from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.reporting.snapshot import Outcome
 from batchinfer.sharing import Part, Share, part_of
 from batchinfer.stop import StopSignal
-from batchinfer.storage import RemotePath, list_names, place_of_output
 from batchinfer.worker import Worker
+from batchinfer.writers.claims import refuse_foreign_folder, refuse_other_job
 from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
 from batchinfer.writers.shard_table import ShardTable
 
@@ -54,9 +56,10 @@ def run(
     `displays` are shown how far it is (None: a tqdm bar, where a terminal or a notebook shows it), and
     `progress` is told of each batch, from the thread that drives the device.
     """
+    began = time.monotonic()
     monitor = _monitor("run", config.output, config.metrics_file, displays, progress)
     with monitor, _io_errors_named(config.output):
-        _refuse_foreign_folder(config.output)
+        refuse_foreign_folder(config.output)
         stop = stop or StopSignal()
         if config.deadline is not None:
             stop.set_by(config.deadline)
@@ -77,11 +80,7 @@ def run(
                 # That there was no plan a moment ago says little where no lock holds others back: what
                 # has one by now is joined, never begun anew.
                 held = folder.begin(plan) if overwrite else folder.join(plan)
-            if difference := first_difference(held, plan):
-                raise JobMismatchError(
-                    f"{config.output}: holds another job: {difference}; give another --output, or "
-                    "--overwrite to replace it"
-                )
+            refuse_other_job(held, plan)
             if not (begins or resume or part or folder.is_finished):
                 raise JobMismatchError(
                     f"{config.output}: holds this job, unfinished; go on with `batchinfer resume "
@@ -90,7 +89,7 @@ def run(
             plan = plan.as_held(held)
             work = _Work.of(folder, plan)
             work.check_inputs()
-            return _answer_all(work, worker)
+            return _answer_all(work, worker, began)
 
 
 def resume(
@@ -119,6 +118,7 @@ def resume(
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
     may be another's, and whoever can write plan.json can name any model in it.
     """
+    began = time.monotonic()
     consents = {"trust_remote_code": trust_remote_code, "allow_pickle": allow_pickle}
     monitor = _monitor("resume", str(output), changes.get("metrics_file"), displays, progress)
     with monitor, _io_errors_named(output):
@@ -160,7 +160,7 @@ def resume(
                 work.plan = with_profile(work.plan, held)
             worker = Worker(work.plan, model_folder, monitor, stop)
             with closing(worker):
-                return _answer_all(work, worker)
+                return _answer_all(work, worker, began)
 
 
 #: What a command says of itself alone: the plan may hold what an earlier one said.
@@ -301,8 +301,8 @@ def _monitor(
     return monitor
 
 
-def _answer_all(work: _Work, worker: Worker) -> RunReport:
-    """Answer what is left, and vouch for the whole."""
+def _answer_all(work: _Work, worker: Worker, began: float) -> RunReport:
+    """Answer what is left, and vouch for the whole; `began`: when this call did, by the monotonic clock."""
     folder, plan, monitor = work.folder, work.plan, worker.monitor
     if work.left and folder.is_finished:  # by another run, since this one has looked
         work.shards = folder.shards(plan, work.share)
@@ -318,6 +318,7 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
                 f"{folder.path}: marked as complete, but shards of part {folder.part} are missing; "
                 f"`batchinfer resume {folder.path}`, without --shard, makes them"
             )
+        foretold = _Foretold.of(work)
         goes_on = True
         while goes_on:
             # First, in a process of their own, the chunks at which a process died without a word: one of
@@ -346,6 +347,8 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
         stopped=bool(work.left),
     )
     if begun:
+        if foretold is not None and not work.left:
+            report = foretold.beside(report, time.monotonic() - began)
         folder.write_report(report.to_dict())
     if work.left:
         retry = "" if folder.pending(plan, work.shards) else " --retry-errors"
@@ -360,25 +363,34 @@ def _answer_all(work: _Work, worker: Worker) -> RunReport:
     return report
 
 
-def _refuse_foreign_folder(path: str) -> None:
-    """A folder with other things in it is not ours to write into."""
-    if not path or has_plan(path):
-        return
-    place = place_of_output(path)
-    try:
-        names = set(list_names(place))
-    except FileNotFoundError:
-        return
-    except NotADirectoryError:
-        raise JobMismatchError(f"{path}: not a folder; name one with --output") from None
-    data = place / "data"
-    holds_data = isinstance(data, RemotePath) or data.is_dir()
-    is_other = names - {"data", "_batchinfer"} or (holds_data and list_names(data))
-    if is_other and not has_plan(path):  # asked again: another run may have begun in between
-        raise JobMismatchError(
-            f"{path}: holds other files and no run of batchinfer; name a new or empty folder with "
-            "--output"
-        )
+@dataclass(frozen=True)
+class _Foretold:
+    """What `batchinfer plan` said of this run, and what stood in the folder before it."""
+
+    forecast: Mapping[str, Any]
+    num_shards: int
+    num_bytes: int
+
+    @classmethod
+    def of(cls, work: _Work) -> _Foretold | None:
+        """Take the forecast up, if there is one, and leave it in the folder."""
+        part = "" if work.folder.part is None else str(work.folder.part)
+        if work.failed or (found := ForecastKey(work.plan, part, work.rows_done).find()) is None:
+            return None
+        work.folder.keep_forecast(found)
+        shards = list(work.own_shards)
+        return cls(found, len(shards), sum(shard.num_bytes for shard in shards))
+
+    def beside(self, report: RunReport, seconds: float) -> RunReport:
+        """The report, with what was predicted and what came."""
+        came = {
+            "num_rows": report.new_rows,
+            "num_tokens": report.new_tokens,
+            "num_batches": report.new_batches,
+            "num_shards": report.num_shards - self.num_shards,
+            "num_bytes": report.num_bytes - self.num_bytes,
+        }
+        return dataclasses.replace(report, forecast=held_against(self.forecast, came, seconds))
 
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}

@@ -60,7 +60,7 @@ class Worker:
         self.may_probe = False
         self.load_seconds = self.seconds = 0.0
         self.budget = BatchBudget(0, 0)
-        self.new_rows = self.new_tokens = 0
+        self.new_rows = self.new_tokens = self.new_batches = 0
         #: Processes that load ahead, and where the time of all that was processed went.
         self.workers = 0
         self.stages = StageSeconds()
@@ -74,20 +74,23 @@ class Worker:
             self.close()
         if self.executor is None:
             started = time.monotonic()
-            config = self._settle()
-            job = Job(self.plan, config, self.model_folder, self._settings.ceiling_tokens)
-            self.executor = create_executor(job, self.stop, isolated=isolated)
+            self.executor = create_executor(self.job(), self.stop, isolated=isolated)
             self._is_isolated = isolated
             seconds = time.monotonic() - started
             self.load_seconds += seconds
             cut = f", texts cut at {self.plan.model.max_length:,} tokens"
-            alone = isolated or config.batch_timeout is not None
+            alone = isolated or self.plan.config.batch_timeout is not None
             log.debug(
                 f"loaded {self.plan.model.name} in {seconds:.1f} s: {self.executor.dtype} on "
                 f"{self.executor.device_kind}{', in a process of its own' if alone else ''}"
                 f"{cut if self.task.takes_text else ''}"
             )
         return self.executor
+
+    def job(self) -> Job:
+        """What executors load."""
+        config = self._settle()
+        return Job(self.plan, config, self.model_folder, self._settings.ceiling_tokens)
 
     def _settle(self) -> RunConfig:
         """The configuration to load with: the plan's, and its profile's on the same kind of device."""
@@ -126,7 +129,7 @@ class Worker:
         executor = self.load(isolated=isolated)
         if self.has_answered:
             executor.vouch()
-        self.budget = self._choose_budget(executor, folder)
+        self.budget = self.choose_budget(executor, folder)
         self._tell_settings()
         if isolated:
             log.info(
@@ -141,7 +144,7 @@ class Worker:
 
         def load() -> Generator[LoadedChunk]:
             with watch.measure("wait_start"):  # a tokenizer is made
-                return self._load_ahead(folder, executor, spans, attempts)
+                return self._counted(self._load_ahead(folder, executor, spans, attempts))
 
         try:
             work = Work(spans, load)
@@ -232,7 +235,7 @@ class Worker:
             workers = 0
         else:
             encoder = create_encoder(plan.config, plan.model, self.model_folder)
-            workers = self._num_workers(spans)
+            workers = self.num_workers(spans)
         self.workers = workers
         loader = Loader(
             self.task,
@@ -261,6 +264,12 @@ class Worker:
             chunk_bytes=int(plan.row_bytes * plan.chunk_rows),
         )
 
+    def _counted(self, chunks: Generator[LoadedChunk]) -> Generator[LoadedChunk]:
+        with closing(chunks):
+            for loaded in chunks:
+                self.new_batches += sum(len(batch) > 0 for batch in loaded.batches)
+                yield loaded
+
     @property
     def effort(self) -> Effort:
         """What this worker did so far."""
@@ -277,6 +286,7 @@ class Worker:
             padding=self.monitor.padding,
             peak_device_memory_bytes=self.monitor.peak_device_memory,
             peak_memory_bytes=self.monitor.peak_memory,
+            new_batches=self.new_batches,
         )
 
     @staticmethod
@@ -295,7 +305,7 @@ class Worker:
             self.executor.close()
             self.executor = None
 
-    def _choose_budget(self, executor: Executor, folder: RunFolder) -> BatchBudget:
+    def choose_budget(self, executor: Executor, folder: RunFolder) -> BatchBudget:
         """What the user set; for the rest, what this kind of device began the job with.
 
         The first time, that is what a profile says; without one, what a few probes find.
@@ -314,7 +324,7 @@ class Worker:
             usual = frozen
         return usual.override(config.max_batch_tokens, config.max_batch_rows)
 
-    def _num_workers(self, spans: Sequence[Span]) -> int:
+    def num_workers(self, spans: Sequence[Span]) -> int:
         """Processes that load ahead: none where starting them would cost more than they save."""
         if self.plan.config.workers is not None:
             return self.plan.config.workers

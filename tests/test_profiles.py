@@ -109,7 +109,7 @@ def test_a_failed_write_leaves_the_profile_that_was_there(
     def full(*arguments: Any) -> None:
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("batchinfer.profiles.os.replace", full)
+    monkeypatch.setattr("batchinfer.machine.os.replace", full)
     with pytest.raises(StorageError, match="cannot be written: No space left.*--profile"):
         dataclasses.replace(profile, created="2026-02-01T12:00:00Z").write(path)
     assert Profile.read(path) == profile

@@ -43,7 +43,7 @@ LAYERS = (
     ("engines", "reporting", "writers"),
     ("loader", "gathering"),
     ("dataloader",),
-    ("inputs", "worker", "executors", "planning", "controller", "tuning"),
+    ("inputs", "worker", "executors", "planning", "controller", "tuning", "forecasting"),
     ("runner", "api", "verification"),
     ("auditing", "checkup", "doctor", "exporting", "scaffold"),
     ("options",),

@@ -22,8 +22,9 @@ from batchinfer.commands.console import (
     to_json,
 )
 from batchinfer.commands.flags import CONSENTS, RESUME_FLAGS, RUN_FLAGS
+from batchinfer.commands.plan import MaxSeconds, Price, foretell
 from batchinfer.config import RunConfig
-from batchinfer.errors import Interrupted
+from batchinfer.errors import Interrupted, UsageError
 from batchinfer.options import options_of
 
 if TYPE_CHECKING:
@@ -47,12 +48,31 @@ def run_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the job that the run folder holds")
     ] = False,
+    dry_run: Annotated[
+        bool, typer.Option("--dry-run", help="Only say what the run will take, as `plan` does")
+    ] = False,
+    max_seconds: MaxSeconds = None,
+    price_per_hour: Price = None,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
     no_progress: NoProgress = False,
 ) -> None:
     """Answer every row of the inputs, and write sharded Parquet."""
+    if dry_run:
+        foretell(
+            (inputs or [], flags, config),
+            overwrite=overwrite,
+            max_seconds=max_seconds,
+            price_per_hour=price_per_hour,
+            json=json,
+            quiet=quiet,
+            verbose=verbose,
+        )
+        return
+    for flag, given in (("--max-seconds", max_seconds), ("--price-per-hour", price_per_hour)):
+        if given is not None:
+            raise UsageError(f"{flag}: only with --dry-run, or `batchinfer plan`")
     job = RunConfig.load({**flags, **({"inputs": tuple(inputs)} if inputs else {})}, config)
     progress = "none" if no_progress else job.progress
     with Conduct(quiet, verbose, progress) as (displays, stop), _told_in_json(json):

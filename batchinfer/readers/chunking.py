@@ -238,17 +238,19 @@ def _chunk(
     for file, rows in parts:
         digest.update(rows.digest)
         errors.update({done + row: why for row, why in text_errors(rows, options).items()})
-        tables.append(_with_origin(rows.table, file.source, rows.first_row))
+        tables.append(with_origin(rows.table, file.source, rows.first_row))
         done += rows.table.num_rows
-    table = combined(pa.concat_tables(tables or [_with_origin(_no_rows(options), "", 0)]))
+    table = combined(pa.concat_tables(tables or [with_origin(no_rows(options), "", 0)]))
     return Chunk(chunk_id, table, errors, start, following, ended, digest.hexdigest())
 
 
-def _no_rows(options: ReadOptions) -> pa.Table:
+def no_rows(options: ReadOptions) -> pa.Table:
+    """What a reader hands out where there is nothing."""
     return options.planned.append(pa.field(RESCUED, pa.string())).empty_table()
 
 
-def _with_origin(table: pa.Table, source: str, first_row: int) -> pa.Table:
+def with_origin(table: pa.Table, source: str, first_row: int) -> pa.Table:
+    """A reader's rows with the file and the number of each in front."""
     numbers = np.arange(first_row, first_row + table.num_rows, dtype=np.int64)
     origin = pa.array([source], pa.string()).take(np.zeros(table.num_rows, np.int64))
     return table.add_column(0, ROW, pa.array(numbers)).add_column(0, SOURCE, origin)

@@ -14,6 +14,8 @@ from batchinfer.reporting.progress import duration
 from batchinfer.stages import StageSeconds
 
 ROW_ERRORS, STOPPED = 65, 75
+#: Below this, a second more or less is worth its decimals.
+_SHORT_SECONDS = 10.0
 #: Columns that a warning names; the JSON summary has all.
 MAX_NAMES = 10
 
@@ -31,7 +33,8 @@ class RunReport:
     peaks are of all devices together (0 on a CPU) and of the main process, where progress was looked at.
     `run_id` is in the name of the run's events file; "" where nothing was left to do. `part`: I/N of a run
     that answered one part of its job; the rows, shards and errors are then those of the part. `stopped`:
-    something is left, and `resume` goes on.
+    something is left, and `resume` goes on. `new_batches` were cut for this run. `forecast`:
+    where `batchinfer plan` had foretold this run, what was predicted and what came.
     """
 
     output: str
@@ -65,6 +68,8 @@ class RunReport:
     run_id: str = ""
     part: str = ""
     stopped: bool = False
+    new_batches: int = 0
+    forecast: Mapping[str, Mapping[str, float]] | None = None
 
     @property
     def exit_code(self) -> int:
@@ -98,13 +103,15 @@ class RunReport:
         ]
         if self.new_rows:
             lines.append(
-                f"{self.new_rows:,} rows and {self.new_tokens:,} tokens in {_seconds(self.seconds)}: "
+                f"{self.new_rows:,} rows and {self.new_tokens:,} tokens in {in_seconds(self.seconds)}: "
                 f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s "
                 f"({self.task} by {self.model}, {self.dtype} on {self.device})"
             )
             lines.append(self.overlap())
         else:
             lines.append("nothing was left to do")
+        if self.forecast is not None:
+            lines.append(self.against_forecast(self.forecast))
         if self.part and not self.finished:
             lines.append("other parts of the job are not done yet")
         if self.retried_rows:
@@ -136,11 +143,18 @@ class RunReport:
         parts = f": forward {forward}, copy {copy}" if stages.copy else ""  # a CPU copies nothing
         return (
             f"device busy {busy}{parts}; waited {start} to start, {loading} for "
-            f"input, {writer} for the writer; {loaders} read {_seconds(stages.read)}, tokenize "
-            f"{_seconds(stages.tokenize)}; behind it, decode {_seconds(stages.decode)}, write "
-            f"{_seconds(stages.write)}"
+            f"input, {writer} for the writer; {loaders} read {in_seconds(stages.read)}, tokenize "
+            f"{in_seconds(stages.tokenize)}; behind it, decode {in_seconds(stages.decode)}, write "
+            f"{in_seconds(stages.write)}"
             + ("" if self.padding is None else f"; {100 * self.padding:.1f} % padding")
         )
+
+    def against_forecast(self, forecast: Mapping[str, Mapping[str, float]]) -> str:
+        """One line: what was predicted, and what it took."""
+        predicted, took = forecast["predicted"]["seconds"], forecast["actual"]["seconds"]
+        off = 100 * (took / predicted - 1) if predicted else 0.0
+        said = in_seconds if max(predicted, took) < _SHORT_SECONDS else duration
+        return f"predicted {said(predicted)}, took {said(took)} ({off:+.0f} %)"
 
     def warnings(self) -> list[str]:
         """What a reader of the output should know of, a line each."""
@@ -171,7 +185,8 @@ class RunReport:
         }
 
 
-def _seconds(seconds: float) -> str:
+def in_seconds(seconds: float) -> str:
+    """A length of time that may be short."""
     return f"{seconds:.1f} s" if seconds < 60 else duration(seconds)
 
 
@@ -191,6 +206,7 @@ class Effort:
     peak_device_memory_bytes: int = 0
     peak_memory_bytes: int = 0
     stages: StageSeconds = field(default_factory=StageSeconds)
+    new_batches: int = 0
 
 
 def summarize(
@@ -246,4 +262,5 @@ def summarize(
         run_id=run_id,
         part=part,
         stopped=stopped,
+        new_batches=effort.new_batches,
     )

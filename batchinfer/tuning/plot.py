@@ -65,16 +65,18 @@ def text_plot(
     left = max(len(unit), *map(len, sizes))
     middle = max(len("tokens/s"), *map(len, rates))
     right = max(len("a batch"), *map(len, waits))
-    bar = (width - left - middle - right - len("  " * 4) - 2) // 2
-    if bar < _MIN_BAR:
-        bar = 0
-    lines = [f"  {unit:>{left}}  {'tokens/s':>{middle}} {'':<{bar}}  {'a batch':>{right}}".rstrip()]
+    room = (width - left - middle - right - len("  " * 4) - 2) // 2
+    if room < _MIN_BAR:
+        room = 0
+    lines = [
+        f"  {unit:>{left}}  {'tokens/s':>{middle}} {'':<{room}}  {'a batch':>{right}}".rstrip()
+    ]
     most = max(p.tokens_per_second for p in points)
     longest = max(p.latency for p in points)
     mark = ("*" if ascii_only else "▸") + " "
     for point, size, rate, wait in zip(points, sizes, rates, waits, strict=True):
-        fast = _bar(point.tokens_per_second / most, bar, ascii_only)
-        slow = _bar(point.latency / longest if longest else 0.0, bar, ascii_only)
+        fast = bar(point.tokens_per_second / most, room, ascii_only)
+        slow = bar(point.latency / longest if longest else 0.0, room, ascii_only)
         start = mark if point.is_chosen else "  "
         lines.append(
             f"{start}{size:>{left}}  {rate:>{middle}} {fast}  {wait:>{right}} {slow}".rstrip()
@@ -132,7 +134,7 @@ def milliseconds(seconds: float) -> str:
     return f"{seconds * 1000:,.0f} ms" if seconds >= 0.01 else f"{seconds * 1000:.2g} ms"
 
 
-def _bar(share: float, width: int, ascii_only: bool) -> str:
+def bar(share: float, width: int, ascii_only: bool) -> str:
     """A bar of at most `width` characters, padded to it."""
     eighths = round(share * width * 8)
     if ascii_only:

@@ -16,7 +16,8 @@ from batchinfer.core import Chunk, ChunkId, InputFile, Int64Array, Position, Req
 from batchinfer.errors import StorageError, one_line
 from batchinfer.plan import Plan
 from batchinfer.readers import ReadOptions, open_reader
-from batchinfer.readers.base import shown, text_errors
+from batchinfer.readers.base import combined, shown, text_errors
+from batchinfer.readers.chunking import no_rows, with_origin
 from batchinfer.readers.parquet import open_parquet
 from batchinfer.readers.text import is_utf8
 from batchinfer.storage import open_file
@@ -91,20 +92,26 @@ def take_sample(plan: Plan, task: Task, encoder: Encoder, num_tokens: int) -> Sa
 
 
 def sample_requests(
-    plan: Plan, num_tokens: int, encode: Callable[[Chunk], Requests], max_rows: int | None = None
+    plan: Plan,
+    num_tokens: int,
+    encode: Callable[[Chunk], Requests],
+    max_rows: int | None = None,
+    *,
+    whole: bool = False,
 ) -> Requests:
     """About so many tokens of the job's input, as `encode` counts them in the first few rows.
 
-    The size of a row says little of its texts: they may be one column of many.
+    The size of a row says little of its texts: they may be one column of many. `whole`: as of
+    `sample_rows`.
     """
-    requests = encode(sample_rows(plan, FIRST_ROWS))
+    requests = encode(sample_rows(plan, FIRST_ROWS, whole=whole))
     a_row = plan.row_bytes / BYTES_A_TOKEN
     if len(requests):
         a_row = float(requests.cost.mean())
     most = max(FIRST_ROWS, int(MAX_BYTES / max(1.0, plan.row_bytes)))
     wanted = min(math.ceil(num_tokens / max(1.0, a_row)), most, max_rows or most)
     if wanted > FIRST_ROWS:
-        requests = encode(sample_rows(plan, wanted))
+        requests = encode(sample_rows(plan, wanted, whole=whole))
     return requests
 
 
@@ -113,9 +120,12 @@ def as_sample(requests: Requests, seconds: float) -> Sample:
     return Sample(requests, np.argsort(-requests.cost, kind="stable"), seconds)
 
 
-def sample_rows(plan: Plan, num_rows: int) -> Chunk:
-    """About so many rows of the job's input as one chunk, with the columns that it is answered by only."""
-    options = _answering_only(plan)
+def sample_rows(plan: Plan, num_rows: int, *, whole: bool = False) -> Chunk:
+    """About so many rows of the job's input as one chunk, with the columns that it is answered by only.
+
+    `whole`: with all that a run reads, so that a shard can be made of them.
+    """
+    options = plan.read_options if whole else _answering_only(plan)
     limit = plan.config.limit
     places = list(_places(plan, options, 1 if limit is not None else MAX_PLACES))
     num_rows = min(num_rows, limit or num_rows)
@@ -126,12 +136,15 @@ def sample_rows(plan: Plan, num_rows: int) -> Chunk:
         # What an early place is short of, the later ones make up for.
         share = -(-(num_rows - done) // (len(places) - index))
         table, wrong = _take(file, options, start, share)
+        if not whole:
+            table = table.select(options.planned.names)
         if start.offset and len(wrong) > MAX_WRONG_SHARE * table.num_rows:
             continue
         errors.update({done + row: why for row, why in wrong.items()})
         tables.append(table)
         done += table.num_rows
-    table = pa.concat_tables([options.planned.empty_table(), *tables]).combine_chunks()
+    nothing = with_origin(no_rows(options), "", 0) if whole else options.planned.empty_table()
+    table = combined(pa.concat_tables([nothing, *tables]))
     return Chunk(ChunkId(0, 0), table, errors, Position(), Position(), True, "")
 
 
@@ -196,7 +209,7 @@ def _take(
     finally:
         reader.close()
     errors = text_errors(rows, options)
-    return rows.table.select(options.planned.names), errors
+    return with_origin(rows.table, file.source, rows.first_row), errors
 
 
 def _spaced(items: Sequence[Any], num: int) -> list[Any]:

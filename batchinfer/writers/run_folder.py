@@ -2,7 +2,7 @@
 
     OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
     OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
-                      report.json; of a run that answers a part, the last two with its name; index/;
+                      report.json, forecast.json; of a run that answers a part, these with its name; index/;
                       events-<run id>.jsonl
 
 The state of a job is the listing of data/ and the footers of its shards. Everything else may be
@@ -295,7 +295,7 @@ class RunFolder:
             (self.data / name).unlink()
         sync_directory(self.data)
         for name in list_names(self.state):
-            if name.startswith("budget-") and name.endswith(".json"):
+            if name.startswith(("budget-", "forecast")) and name.endswith(".json"):
                 (self.state / name).unlink()
         sync_directory(self.state)
 
@@ -499,6 +499,12 @@ class RunFolder:
         content = json.dumps(report, indent=1).encode()
         name = "report.json" if self.part is None else f"report-{self.part.name}.json"
         replace(self._temporary_of("report"), self.state / name, content)
+
+    def keep_forecast(self, forecast: Mapping[str, Any]) -> None:
+        """Leave forecast.json, what this job was expected to take when it began; the first one stays."""
+        name = "forecast.json" if self.part is None else f"forecast-{self.part.name}.json"
+        content = json.dumps(forecast, indent=1).encode()
+        publish(self._temporary_of("forecast"), self.state / name, content)
 
     # -- the budget ------------------------------------------------------------------------------
 

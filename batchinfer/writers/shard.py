@@ -103,7 +103,7 @@ class ShardWriter:
         name = shard_name(answered.chunk.id)
         if answered.rows is not None:
             return self._renew(name, answered.chunk, table, answered.rows)
-        shard, content = self._serialize(name, answered.chunk, table, revision=0)
+        shard, content = self.serialize(name, answered.chunk, table, revision=0)
         if not self.folder.commit(name, memoryview(content)):
             shard, plan_id = read_footer(self.folder.data / name)  # the other worker's stands
             if plan_id != self.plan.id:
@@ -136,14 +136,14 @@ class ShardWriter:
             return old
         columns: list[Any] = [merged.get(n, fresh.column(n)) for n in fresh.column_names]
         table = pa.table(columns, schema=fresh.schema).combine_chunks()
-        shard, content = self._serialize(name, chunk, table, revision=old.revision + 1)
+        shard, content = self.serialize(name, chunk, table, revision=old.revision + 1)
         self.folder.replace(name, memoryview(content))
         return shard
 
-    def _serialize(
+    def serialize(
         self, name: str, chunk: Chunk, table: pa.Table, *, revision: int
     ) -> tuple[Shard, pa.Buffer]:
-        """The shard's bytes, and what its footer says of it."""
+        """A shard's bytes, and what its footer says of it; nothing is written."""
         shard = Shard(
             id=chunk.id,
             path=str(self.folder.data / name),
