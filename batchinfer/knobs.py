@@ -102,6 +102,25 @@ def to_seconds(value: Any) -> Any:
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
 
 
+_SIZE = re.compile(r"(\d{1,9}(?:\.\d{1,3})?)\s*([KMGT]i?B)?")
+
+
+def to_bytes(value: Any) -> Any:
+    """Bytes from 500MB, 10GiB or a whole number."""
+    if not isinstance(value, str) or value.strip().isdecimal():
+        return value
+    found = _SIZE.fullmatch(value.strip())
+    if not found or not found[2]:
+        raise ValueError("should be a size such as 500MB or 10GiB")
+    base = 1024 if "i" in found[2] else 1000
+    return int(float(found[1]) * base ** (" KMGT".index(found[2][0])))
+
+
+def _false_is_off(value: Any) -> Any:
+    """YAML takes a bare `off` for false."""
+    return "off" if value is False else value
+
+
 _DEVICES = re.compile(r"auto|cpu:[1-9]\d{0,2}|\d{1,3}(,\d{1,3})*")
 
 
@@ -172,5 +191,7 @@ DeviceMap = Annotated[
 Memories = Annotated[str | None, BeforeValidator(_memories)]
 ActorCount = Annotated[str | None, BeforeValidator(_actor_count)]
 Duration = Annotated[float | None, BeforeValidator(to_seconds)]
+Size = Annotated[int, BeforeValidator(to_bytes)]
+Dedup = Annotated[Literal["auto", "off", "chunk"], BeforeValidator(_false_is_off)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]
 Encoding = Annotated[str, AfterValidator(_known_encoding)]

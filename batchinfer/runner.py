@@ -101,7 +101,7 @@ def resume(
     checksums are set aside and made again. `changes` may name what does not change the answers:
     device, devices, device_map, max_memory, offload_folder, executor, ray_address, ray_actors, ray_gpus,
     ray_cpus, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
-    max_errors, deadline, batch_timeout.
+    cache (which is not taken from the folder), cache_size, max_errors, deadline, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
@@ -152,7 +152,8 @@ def resume(
 
 def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
     """The changes that a resume asks for, and what follows: whoever names devices means those alone."""
-    changes = {"deadline": None, **changes, "shard": None}  # both are those of one command
+    # Those of one command; and a plan, which may be another's, names no folder to write to.
+    changes = {"deadline": None, "cache": None, **changes, "shard": None}
     is_spread = changes.get("device_map") not in (None, "none")
     if part is not None or changes.get("devices"):
         changes.setdefault("executor", "auto")

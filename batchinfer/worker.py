@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from batchinfer.attempts import Attempts
+from batchinfer.caching import AnswerCache
 from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget, LoadedChunk, Shard, Span
 from batchinfer.engines import create_encoder, kind_of_device
@@ -58,7 +59,7 @@ class Worker:
         self.may_probe = False
         self.load_seconds = self.seconds = 0.0
         self.budget = BatchBudget(0, 0)
-        self.new_rows = self.new_tokens = 0
+        self.new_rows = self.new_tokens = self.duplicate_rows = self.cached_rows = 0
         #: Processes that load ahead, and where the time of all that was processed went.
         self.workers = 0
         self.stages = StageSeconds()
@@ -146,10 +147,12 @@ class Worker:
             with closing(
                 executor.process(folder, self.budget, work, self.progress, attempts)
             ) as done:
-                for shard, rows, tokens in done:
-                    self.new_rows += rows
-                    self.new_tokens += tokens
-                    yield shard
+                for committed in done:
+                    self.new_rows += committed.new_rows
+                    self.new_tokens += committed.new_tokens
+                    self.duplicate_rows += committed.duplicate_rows
+                    self.cached_rows += committed.cached_rows
+                    yield committed.shard
                 self.seconds = before + time.monotonic() - began
                 self.stages += watch.seconds + executor.stages
         except DeviceLostError as error:
@@ -202,6 +205,8 @@ class Worker:
             f"batches of at most {self.budget.max_batch_tokens:,} tokens and "
             f"{self.budget.max_batch_rows:,} rows"
         )
+        if plan.config.cache is not None and self.task.obstacle_to_caching:
+            log.info(f"--cache is not used: {self.task.obstacle_to_caching}")
         self.progress.begin(rows_done=rows_done, rows_expected=expected)
 
     def _load_ahead(
@@ -223,6 +228,8 @@ class Worker:
             plan.read_options,
             attempts,
             folder.index_of(plan),
+            self.task.shares_answers,
+            AnswerCache.of(plan.config, self.task),
         )
 
         def stopped() -> bool:
@@ -251,6 +258,8 @@ class Worker:
         return Effort(
             new_rows=self.new_rows,
             new_tokens=self.new_tokens,
+            duplicate_rows=self.duplicate_rows,
+            cached_rows=self.cached_rows,
             seconds=self.seconds,
             load_seconds=self.load_seconds,
             device=device,

@@ -25,11 +25,11 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 LAYERS = (
     ("errors", "lean", "children", "stages", "stop", "checked", "machine", "prefetch", "storage"),
     ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
-    ("attempts", "sharing"),
+    ("attempts", "sharing", "duplicates"),
     ("readers", "batching", "profiles"),
     ("plan", "windows", "tokenization", "detokenization"),
     ("tasks",),
-    ("engines", "reporting", "writers"),
+    ("engines", "reporting", "writers", "caching"),
     ("loader", "gathering"),
     ("dataloader",),
     ("inputs", "worker", "executors", "planning", "controller", "tuning"),

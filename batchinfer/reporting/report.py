@@ -26,7 +26,9 @@ class RunReport:
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
-    ahead; 0: the one that drives the device did. `part`: I/N of a run that answered one part of its job;
+    ahead; 0: the one that drives the device did. `new_tokens` went through the model. Of the new rows,
+    `duplicate_rows` have the answer of a row with the same input in their chunk, `cached_rows` that of the
+    cache. `part`: I/N of a run that answered one part of its job;
     the rows, shards and errors are then those of the part.
     """
 
@@ -55,6 +57,8 @@ class RunReport:
     max_batch_tokens: int
     errors_tolerated: int
     part: str = ""
+    duplicate_rows: int = 0
+    cached_rows: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -90,6 +94,7 @@ class RunReport:
                 f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s "
                 f"({self.task} by {self.model}, {self.dtype} on {self.device})"
             )
+            lines += self.spared()
             lines.append(self.overlap())
         else:
             lines.append("nothing was left to do")
@@ -102,6 +107,15 @@ class RunReport:
             )
         lines += self.warnings()
         return "\n".join(lines)
+
+    def spared(self) -> list[str]:
+        """What the model was not asked for: one line, or none."""
+        counts = (
+            (self.duplicate_rows, "have the answer of a row with the same input"),
+            (self.cached_rows, "have theirs from the cache"),
+        )
+        told = [f"{count:,} {source}" for count, source in counts if count]
+        return [f"of the rows, {', '.join(told)}"] if told else []
 
     def overlap(self) -> str:
         """One line: how busy the device was, what it waited for, and what went on beside it."""
@@ -163,6 +177,8 @@ class Effort:
 
     new_rows: int = 0
     new_tokens: int = 0
+    duplicate_rows: int = 0
+    cached_rows: int = 0
     seconds: float = 0.0
     load_seconds: float = 0.0
     device: str = ""
@@ -216,4 +232,6 @@ def summarize(
         max_batch_tokens=effort.max_batch_tokens,
         errors_tolerated=plan.config.error_allowance(num_rows),
         part=part,
+        duplicate_rows=effort.duplicate_rows,
+        cached_rows=effort.cached_rows,
     )
