@@ -37,6 +37,7 @@ from batchinfer.knobs import (
     Devices,
     Duration,
     Encoding,
+    Folder,
     Memories,
     Names,
     Paths,
@@ -329,7 +330,7 @@ class RunConfig(BaseModel):
         "chunk, but for answers that are drawn and for tables",
         SPEED,
     )
-    cache: Text | None = knob(
+    cache: Folder | None = knob(
         None,
         "Folder where answers are kept and looked up, by this and other runs at once [default: none]",
         SPEED,

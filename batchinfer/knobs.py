@@ -116,6 +116,12 @@ def to_bytes(value: Any) -> Any:
     return int(float(found[1]) * base ** (" KMGT".index(found[2][0])))
 
 
+def _on_disk(value: str) -> str:
+    if "://" in value:
+        raise ValueError("should be a folder on a disk of this machine")
+    return value
+
+
 def _false_is_off(value: Any) -> Any:
     """YAML takes a bare `off` for false."""
     return "off" if value is False else value
@@ -191,6 +197,7 @@ DeviceMap = Annotated[
 Memories = Annotated[str | None, BeforeValidator(_memories)]
 ActorCount = Annotated[str | None, BeforeValidator(_actor_count)]
 Duration = Annotated[float | None, BeforeValidator(to_seconds)]
+Folder = Annotated[Text, AfterValidator(_on_disk)]
 Size = Annotated[int, BeforeValidator(to_bytes)]
 Dedup = Annotated[Literal["auto", "off", "chunk"], BeforeValidator(_false_is_off)]
 CountOrPercentage = Annotated[str, BeforeValidator(_count_or_percentage)]

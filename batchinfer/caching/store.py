@@ -95,7 +95,10 @@ class Store:
         until = time.monotonic() + _WAIT_SECONDS
         while True:
             try:
-                self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
+                if not self._number(
+                    "PRAGMA page_count"
+                ):  # later it would write, and wait for writers
+                    self._database.execute("PRAGMA auto_vacuum = INCREMENTAL")
                 self._database.execute("PRAGMA journal_mode = WAL")
                 self._database.execute("PRAGMA synchronous = NORMAL")
                 self._database.execute("PRAGMA journal_size_limit = 67108864")
@@ -137,7 +140,8 @@ class Store:
         size = self._number("PRAGMA page_size")
         excess = self._number("PRAGMA page_count") - self._max_bytes // size
         if excess > 0:
-            self._database.execute(f"PRAGMA incremental_vacuum({excess})").fetchall()
+            # `execute` would take a single step of it, and give back a single page.
+            self._database.executescript(f"PRAGMA incremental_vacuum({excess})")
 
 
 def _checked(key: bytes, content: object) -> bytes | None:
