@@ -195,6 +195,15 @@ class ModelSpec:
         return {one.name: one.shape[0] for one in self.inputs if one.shape}
 
 
+def runs(first: Int64Array, lengths: Int64Array) -> Int64Array:
+    """The places `first[i]`, `first[i] + 1`, …, `lengths[i]` of them, of one i behind the other's."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    places: Int64Array = np.arange(total, dtype=np.int64)
+    places += np.repeat(first - (ends - lengths), lengths)
+    return places
+
+
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Of requests that are windows of texts, those of a text one behind the other.
@@ -309,12 +318,7 @@ class Requests:
         if unit == "request":
             return indices
         counts = self.counts(unit).astype(np.int64)
-        first, lengths = (np.cumsum(counts) - counts)[indices], counts[indices]
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        shift = np.repeat(first - (ends - lengths), lengths)
-        places: Int64Array = np.arange(total, dtype=np.int64) + shift
-        return places
+        return runs((np.cumsum(counts) - counts)[indices], counts[indices])
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from batchinfer.attempts import Attempts
 from batchinfer.batching import make_batches
 from batchinfer.caching import AnswerCache
 from batchinfer.core import BatchBudget, Chunk, LoadedChunk, Span
-from batchinfer.duplicates import without_duplicates
+from batchinfer.duplicates import OncePerText, without_duplicates
 from batchinfer.errors import Interrupted
 from batchinfer.readers import OffsetIndex, ReadOptions, read_chunks
 from batchinfer.stages import Stopwatch
@@ -65,7 +65,8 @@ class Loader:
             wanted = dataclasses.replace(chunk, errors={**others, **chunk.errors})
         watch = Stopwatch()
         with watch.measure("tokenize"):
-            requests = self.task.encode(wanted, self.encoder)
+            encoder = OncePerText(self.encoder) if self.shares_answers else self.encoder
+            requests = self.task.encode(wanted, encoder)
             if self.shares_answers:
                 requests = without_duplicates(requests)
             asked = None if requests.same_as is None else requests.asked

@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,11 +19,12 @@ from batchinfer import RunConfig, infer, resume, run
 from batchinfer.auditing import audit
 from batchinfer.batching import make_batches
 from batchinfer.core import Answers, Batch, BatchBudget, ChunkId, Requests
-from batchinfer.duplicates import without_duplicates
-from batchinfer.engines.fake import FakeEngine
+from batchinfer.duplicates import OncePerText, without_duplicates
+from batchinfer.engines.fake import FakeEncoder, FakeEngine
 from batchinfer.errors import Interrupted, JobMismatchError, UsageError
 from batchinfer.reporting.progress import Rates
 from batchinfer.stop import StopSignal
+from batchinfer.tokenization import Encoder, Tokens
 from batchinfer.writers.run_folder import require_plan
 from tests.conftest import ROOT, read_output, shard_bytes
 
@@ -143,6 +145,47 @@ def test_what_is_not_asked_is_in_no_batch() -> None:
     batches = make_batches(ChunkId(0, 0), requests, BatchBudget(4, 4), asked=requests.asked)
     assert [batch.indices.tolist() for batch in batches] == [[1, 3], [0]]
     assert [batch.fields["input_ids"].tolist() for batch in batches] == [[2, 2, 3, 3], [1]]
+
+
+class Heard:
+    """An encoder that notes what it is asked to encode."""
+
+    def __init__(self, encoder: Encoder) -> None:
+        self.encoder = encoder
+        self.texts: list[str] = []
+
+    def encode(self, texts: Any, pairs: Any) -> Tokens:
+        self.texts += texts.to_pylist()
+        return self.encoder.encode(texts, pairs)
+
+
+@pytest.mark.parametrize("paired", [False, True])
+@pytest.mark.parametrize("windows", [False, True])
+@settings(deadline=None, max_examples=30)
+@given(data=st.data())
+def test_each_text_is_encoded_once_into_the_tokens_it_has(
+    paired: bool, windows: bool, data: st.DataObject
+) -> None:
+    drawn = st.sampled_from(["", "a", "ab cd ef gh", "long " * 20, "[MASK] " * 9])
+    rows = data.draw(st.lists(st.tuples(drawn, drawn), max_size=12))
+    texts: Any = pa.array([text for text, _ in rows], pa.large_string())
+    pairs: Any = pa.array([pair for _, pair in rows], pa.large_string()) if paired else None
+    mask = "" if windows else "[MASK]"  # what has no mask is an error of the encoder's
+    plain = FakeEncoder(7, notes_places=windows, windows=windows, stride=1, mask_token=mask)
+    heard = Heard(plain)
+    expected, found = plain.encode(texts, pairs), OncePerText(heard).encode(texts, pairs)
+    assert len(heard.texts) == len(set(rows if paired else [text for text, _ in rows]))
+    assert found.errors == expected.errors
+    for name in ("offsets", "truncated"):
+        np.testing.assert_array_equal(getattr(found, name), getattr(expected, name))
+    for mine, theirs in ((found.fields, expected.fields), (found.notes, expected.notes)):
+        assert mine.keys() == theirs.keys()
+        for name, values in theirs.items():
+            np.testing.assert_array_equal(mine[name], values)
+    assert (found.windows is None) == (expected.windows is None)
+    if found.windows is not None and expected.windows is not None:
+        np.testing.assert_array_equal(found.windows.text, expected.windows.text)
+        np.testing.assert_array_equal(found.windows.fresh, expected.windows.fresh)
 
 
 # -- the answers are the same ----------------------------------------------------------------------

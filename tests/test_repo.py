@@ -25,9 +25,9 @@ TASKS_PAGE = (ROOT / "docs" / "tasks.md").read_text()
 LAYERS = (
     ("errors", "lean", "children", "stages", "stop", "checked", "machine", "prefetch", "storage"),
     ("core", "knobs", "config", "filters", "methods", "sandbox", "template"),
-    ("attempts", "sharing", "duplicates"),
+    ("attempts", "sharing"),
     ("readers", "batching", "profiles"),
-    ("plan", "windows", "tokenization", "detokenization"),
+    ("plan", "windows", "tokenization", "detokenization", "duplicates"),
     ("tasks",),
     ("engines", "reporting", "writers", "caching"),
     ("loader", "gathering"),
