@@ -20,16 +20,25 @@ from batchinfer.core import Int64Array, Requests, Windows, runs
 from batchinfer.readers.columns import is_list
 from batchinfer.tokenization import Encoder, Tokens
 
+#: Of more texts than so many, a sample of so many says whether comparing all of them can pay.
+_FEW, _SAMPLE = 4096, 1024
+
 
 @dataclass(frozen=True, slots=True)
 class OncePerText:
-    """An encoder that has another one encode each text, or pair of texts, once."""
+    """An encoder that has another one encode each text, or pair of texts, once.
+
+    But for chunks where no two texts of a sample are alike: a few duplicates cost less than to find them.
+    Their tokens are the same either way.
+    """
 
     encoder: Encoder
 
     def encode(self, texts: pa.Array[Any], pairs: pa.Array[Any] | None) -> Tokens:
         """Encode as the other one would; lists of words are left to it as they come."""
         if is_list(texts.type):
+            return self.encoder.encode(texts, pairs)
+        if len(texts) > _FEW and _coded(texts.take(_sample(len(texts))))[1] == _SAMPLE:
             return self.encoder.encode(texts, pairs)
         codes, number = _coded(texts)
         if pairs is not None and number < len(texts):
@@ -63,6 +72,11 @@ def _coded(values: Any) -> tuple[Int64Array, int]:
     encoded = values.dictionary_encode()
     codes: Int64Array = encoded.indices.to_numpy(zero_copy_only=False).astype(np.int64)
     return codes, len(encoded.dictionary)
+
+
+def _sample(number: int) -> Any:
+    """Places of a sample, the same each time."""
+    return pa.array(np.sort(np.random.default_rng(0).permutation(number)[:_SAMPLE]))
 
 
 def _together(one: tuple[Int64Array, int], other: tuple[Int64Array, int]) -> tuple[Int64Array, int]:

@@ -147,6 +147,18 @@ def test_what_is_not_asked_is_in_no_batch() -> None:
     assert [batch.fields["input_ids"].tolist() for batch in batches] == [[2, 2, 3, 3], [1]]
 
 
+@pytest.mark.parametrize("share", [0.0, 0.1, 0.9])
+def test_of_many_texts_a_sample_says_whether_to_compare_them(share: float) -> None:
+    number = 8192
+    different = round(number * (1 - share))
+    places = np.random.default_rng(1).permutation(np.arange(number) % different)
+    texts: Any = pa.array([f"text {place}" for place in places.tolist()], pa.large_string())
+    heard = Heard(FakeEncoder(7))
+    found, expected = OncePerText(heard).encode(texts, None), FakeEncoder(7).encode(texts, None)
+    assert len(heard.texts) == different
+    np.testing.assert_array_equal(found.fields["input_ids"], expected.fields["input_ids"])
+
+
 class Heard:
     """An encoder that notes what it is asked to encode."""
 
