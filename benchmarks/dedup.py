@@ -71,13 +71,14 @@ def main() -> None:
             "versions": versions(),
             "revision": revision(),
             "rounds": given.rounds,
+            "rows": given.rows,
             "cost": cost(given.model, given.rounds),
             "gain": gain(given.model, folder, given.rows, given.rounds),
             "store": store(folder, given.entries, given.rounds),
             "cache": cache(given.model, folder, given.rows, given.rounds),
         }
     if given.out is not None:
-        save(document, given.out)
+        save(given.out, document)
     print(json.dumps(document))
 
 
