@@ -100,7 +100,14 @@ def infer(
     with monitor, closing(create_engine(config, task, folder)) as engine:
         budget = engine.default_budget.override(config.max_batch_tokens, config.max_batch_rows)
         encoder = create_encoder(config, spec, folder)
-        loader = Loader(task, encoder, budget, CHUNK_ROWS, ReadOptions())
+        loader = Loader(
+            task,
+            encoder,
+            budget,
+            CHUNK_ROWS,
+            ReadOptions(),
+            shares_answers=task.shares_answers,
+        )
         monitor.begin(rows_done=0, rows_expected=len(frame))
         monitor.open({})
         source = (
@@ -127,7 +134,7 @@ SETTINGS = (
     "embedding_dtype", "aggregation", "labels", "labels_column", "hypothesis", "multi_label", "features",
     "max_new_tokens", "temperature", "top_p", "stop",
     "seed", "generation_config", "chat", "system", "text_column", "text_pair_column", "template",
-    "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows",
+    "output_prefix", "device", "attention", "max_batch_tokens", "max_batch_rows", "dedup",
 )  # fmt: skip
 
 

@@ -35,12 +35,21 @@ def plan_batches(
 
 
 def make_batches(
-    chunk: ChunkId, requests: Requests, budget: BatchBudget, tokens_ahead: int = 0
+    chunk: ChunkId,
+    requests: Requests,
+    budget: BatchBudget,
+    tokens_ahead: int = 0,
+    asked: Int64Array | None = None,
 ) -> list[Batch]:
     """Cut a chunk's requests into batches; a chunk without requests gets one empty batch.
+
+    `asked` int64[m]: the only ones that are to be answered, rising; None: all of them.
 
     The empty batch carries the chunk through the engine like any other, so that a file full of bad
     rows is committed as it is read and never piles up.
     """
-    plan = list(plan_batches(requests.cost, budget, tokens_ahead)) or [np.zeros(0, dtype=np.int64)]
+    cost = requests.cost if asked is None else requests.cost[asked]
+    plan = list(plan_batches(cost, budget, tokens_ahead)) or [np.zeros(0, dtype=np.int64)]
+    if asked is not None:
+        plan = [asked[indices] for indices in plan]
     return [Batch(chunk, i, requests.cost[i], requests.select(i)) for i in plan]

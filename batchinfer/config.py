@@ -33,14 +33,17 @@ from batchinfer.knobs import (
     AutoInt,
     Columns,
     CountOrPercentage,
+    Dedup,
     Device,
     DeviceMap,
     Devices,
     Duration,
     Encoding,
+    Folder,
     Memories,
     Names,
     Paths,
+    Size,
     Text,
     Types,
     Whole,
@@ -340,6 +343,26 @@ class RunConfig(BaseModel):
     )
     max_batch_rows: AutoInt = knob(
         None, "Rows of a batch at most [default: 4096, of tables by device]", SPEED, free=True, ge=1
+    )
+    dedup: Dedup = knob(
+        "auto",
+        "Rows of the same input: chunk: those of a chunk are answered once; off: each by itself; auto: "
+        "chunk, but for answers that are drawn and for tables",
+        SPEED,
+    )
+    cache: Folder | None = knob(
+        None,
+        "Folder where answers are kept and looked up, by this and other runs at once [default: none]",
+        SPEED,
+        free=True,
+        min_length=1,
+    )
+    cache_size: Size = knob(
+        10 << 30,
+        "What the cache may take on disk, 500MB or 20GiB; its oldest answers make room [default: 10GiB]",
+        SPEED,
+        free=True,
+        ge=1 << 20,
     )
     workers: AutoInt = knob(
         None, "Processes that read and tokenize ahead; 0: the main process [default: by input]", SPEED,

@@ -195,6 +195,15 @@ class ModelSpec:
         return {one.name: one.shape[0] for one in self.inputs if one.shape}
 
 
+def runs(first: Int64Array, lengths: Int64Array) -> Int64Array:
+    """The places `first[i]`, `first[i] + 1`, …, `lengths[i]` of them, of one i behind the other's."""
+    ends = np.cumsum(lengths)
+    total = int(ends[-1]) if len(ends) else 0
+    places: Int64Array = np.arange(total, dtype=np.int64)
+    places += np.repeat(first - (ends - lengths), lengths)
+    return places
+
+
 @dataclass(frozen=True, slots=True)
 class Windows:
     """Of requests that are windows of texts, those of a text one behind the other.
@@ -228,7 +237,8 @@ class Requests:
     `errors`: rows of the chunk that could not be encoded, and why. `notes`: arrays of as many items that
     only decoding needs (where in the text a token stands); they do not go to the device. `windows`: where
     long texts are several requests each. `masks` int32[n]: mask
-    tokens of each, where a task fills them.
+    tokens of each, where a task fills them. `same_as` int64[n]: the request of the same input that is
+    asked in place of each, itself or one before it; None: each is asked itself.
     """
 
     row: Int32Array
@@ -240,14 +250,26 @@ class Requests:
     notes: Mapping[str, npt.NDArray[Any]] = field(default_factory=dict)
     windows: Windows | None = None
     masks: Int32Array | None = None
+    same_as: Int64Array | None = None
 
     def __len__(self) -> int:
         return len(self.row)
 
     @property
+    def asked(self) -> Int64Array:
+        """The requests whose answers are those of all, int64[m]."""
+        places = np.arange(len(self), dtype=np.int64)
+        return places if self.same_as is None else places[self.same_as == places]
+
+    @property
     def num_tokens(self) -> int:
         """Tokens of the texts; what windows share counts once."""
-        return int((self.cost if self.windows is None else self.windows.fresh).sum())
+        return int(self.tokens.sum())
+
+    @property
+    def tokens(self) -> Int32Array:
+        """The tokens of each, int32[n]; what windows share counts once."""
+        return self.cost if self.windows is None else self.windows.fresh
 
     def with_errors(self, errors: Mapping[int, str]) -> Requests:
         """These requests, with further rows that could not be encoded."""
@@ -260,6 +282,7 @@ class Requests:
     def keep(self, kept: npt.NDArray[np.bool_]) -> Requests:
         """The requests that bool[n] names, with their tokens; none is a window."""
         assert self.windows is None, "windows of a text stay together"
+        assert self.same_as is None, "what is kept is known before duplicates are looked for"
         if kept.all():
             return self
         indices = np.flatnonzero(kept)
@@ -295,12 +318,7 @@ class Requests:
         if unit == "request":
             return indices
         counts = self.counts(unit).astype(np.int64)
-        first, lengths = (np.cumsum(counts) - counts)[indices], counts[indices]
-        ends = np.cumsum(lengths)
-        total = int(ends[-1]) if len(ends) else 0
-        shift = np.repeat(first - (ends - lengths), lengths)
-        places: Int64Array = np.arange(total, dtype=np.int64) + shift
-        return places
+        return runs((np.cumsum(counts) - counts)[indices], counts[indices])
 
 
 @dataclass(frozen=True, slots=True)
@@ -394,11 +412,26 @@ class Answers:
 
 
 @dataclass(frozen=True, slots=True)
+class Cached:
+    """What a cache has of a chunk's requests.
+
+    `indices` int64[m]: those that it was asked for, and `keys`, what their answers are called in it.
+    `found` bool[m]: whether it has them. `answers`: of those that it has, in this order.
+    """
+
+    indices: Int64Array
+    keys: Sequence[bytes]
+    found: npt.NDArray[np.bool_]
+    answers: Answers
+
+
+@dataclass(frozen=True, slots=True)
 class LoadedChunk:
     """A chunk with its batches, ready for the device. There is always at least one batch.
 
     `rows`: the rows that the requests are of, where the others have answers already; None: all.
-    `seconds`: what it took to load, in whichever process.
+    `seconds`: what it took to load, in whichever process. `cached`: what a cache has of it, and is in no
+    batch; None: none was asked.
     """
 
     chunk: Chunk
@@ -406,6 +439,7 @@ class LoadedChunk:
     batches: Sequence[Batch]
     rows: tuple[int, ...] | None = None
     seconds: StageSeconds = field(default_factory=StageSeconds)
+    cached: Cached | None = None
 
     @property
     def num_rows(self) -> int:
@@ -416,19 +450,30 @@ class LoadedChunk:
         return dataclasses.replace(self, batches=[batch.pin_memory() for batch in self.batches])
 
 
+class Spared(NamedTuple):
+    """What of a chunk the model was not asked for: rows, by where their answers come from, and tokens.
+
+    From a row of the same input in the chunk, from a cache, or from the journal that an earlier run of the
+    job had left. A row that makes several requests counts where all of them were spared.
+    """
+
+    duplicate_rows: int = 0
+    cached_rows: int = 0
+    recalled_rows: int = 0
+    num_tokens: int = 0
+
+
 @dataclass(frozen=True, slots=True)
 class AnsweredChunk:
-    """A chunk with all its answers, in request order; `rows` as in LoadedChunk.
-
-    `recalled`: rows, and tokens of them, whose answers an earlier run had left in a journal.
-    """
+    """A chunk with all its answers, in request order; `rows` and `cached` as in LoadedChunk."""
 
     chunk: Chunk
     requests: Requests
     values: Mapping[str, npt.NDArray[Any]]
     errors: Mapping[int, str]
     rows: tuple[int, ...] | None = None
-    recalled: tuple[int, int] = (0, 0)
+    cached: Cached | None = None
+    spared: Spared = field(default_factory=Spared)
 
     @property
     def num_rows(self) -> int:

@@ -27,6 +27,7 @@ from batchinfer.core import (
     ChunkId,
     Int64Array,
     LoadedChunk,
+    Spared,
 )
 from batchinfer.engines.base import Engine
 from batchinfer.reporting.progress import Measured, Progress
@@ -42,6 +43,8 @@ NO_JOURNAL = Journal()
 _METER_SECONDS = 0.5
 #: Shards that may wait for the writer before the device waits too.
 WRITE_BEHIND = 2
+#: Where a request's answer comes from, as `Gathering.origin` says; a row has the lowest of its requests'.
+ASKED, DUPLICATE, CACHED, RECALLED = range(4)
 
 
 def answer(
@@ -51,7 +54,7 @@ def answer(
     stop: StopSignal,
     journal: Journal = NO_JOURNAL,
 ) -> Generator[AnsweredChunk]:
-    """Yield each chunk when its last answer is in; what its journal holds is not asked again."""
+    """Yield each chunk when its last answer is in; what a cache or its journal holds is not asked again."""
     gathering: dict[ChunkId, Gathering] = {}
     engine.stopped = lambda: stop.out_of_time
     meter = _Meter(engine, progress)
@@ -61,13 +64,15 @@ def answer(
             if stop.is_set:
                 return
             gathered = gathering[loaded.chunk.id] = Gathering.of(loaded, engine.task.answers)
+            if cached := gathered.take_cached():
+                progress.answered(cached, 0)
+            num_recalled = 0
             for indices, answers in journal.read(loaded):
-                gathered.recall(indices, answers)
-                progress.recalled(len(indices))
+                num_recalled += (fresh := gathered.recall(indices, answers))
+                progress.recalled(fresh)
             batches = list(gathered.open_batches())
-            recalled, _ = gathered.recalled
             tokens = sum(batch.num_tokens for batch in batches)
-            progress.loaded(loaded.num_rows - recalled, tokens)
+            progress.loaded(loaded.num_rows - num_recalled, tokens)
             for batch in batches:
                 if stop.out_of_time:
                     return
@@ -78,7 +83,7 @@ def answer(
             gathered = gathering[batch.chunk]
             gathered.add(batch, answers)
             journal.write(gathered.loaded, batch, answers)
-            progress.answered(len(batch), batch.num_tokens)
+            progress.answered(gathered.num_answered_by(batch.indices), batch.num_tokens)
             meter.tell(batch)
             if gathered.is_complete:
                 answered = gathering.pop(batch.chunk).result()
@@ -152,11 +157,15 @@ class Gathering:
     values: dict[str, npt.NDArray[Any]]
     #: By field that has several items a request, those of each request.
     items: dict[str, list[npt.NDArray[Any]]]
-    #: bool[n]: the requests that have an answer, or an error.
+    #: bool[n]: the requests that have an answer, or an error; or that another one has it for.
     done: npt.NDArray[np.bool_]
+    #: int8[n]: where the answers of requests come from.
+    origin: npt.NDArray[np.int8]
+    #: int64[n]: how many requests each one's answer is for; None: each is for itself.
+    copies: Int64Array | None = None
     errors: dict[int, str] = field(default_factory=dict)
-    #: Requests, and their tokens, whose answers were in a journal.
-    recalled: tuple[int, int] = (0, 0)
+    #: Whether a journal had some of the answers.
+    is_recalled: bool = False
 
     @classmethod
     def of(cls, loaded: LoadedChunk, answers: Mapping[str, AnswerField]) -> Gathering:
@@ -168,11 +177,21 @@ class Gathering:
             else:
                 count = int(loaded.requests.counts(f.unit).sum())
                 values[name] = np.zeros((count, *f.shape), dtype=f.dtype)
-        return cls(loaded, answers, values, items, np.zeros(requests, dtype=np.bool_))
+        done, origin = np.zeros(requests, dtype=np.bool_), np.zeros(requests, dtype=np.int8)
+        copies = None
+        if (same_as := loaded.requests.same_as) is not None:
+            done[same_as != np.arange(requests)] = True
+            origin[done] = DUPLICATE
+            copies = np.bincount(same_as, minlength=requests)
+        return cls(loaded, answers, values, items, done, origin, copies)
+
+    def num_answered_by(self, indices: Int64Array) -> int:
+        """How many requests have an answer once these were asked: with those of the same input."""
+        return len(indices) if self.copies is None else int(self.copies[indices].sum())
 
     def open_batches(self) -> Iterator[Batch]:
         """The batches with what has no answer yet; an empty one, where nothing is left to ask."""
-        if not self.done.any():
+        if not self.is_recalled:
             yield from self.loaded.batches
             return
         left = [batch.keep(~self.done[batch.indices]) for batch in self.loaded.batches]
@@ -182,17 +201,33 @@ class Gathering:
         """Take the answers of a batch, or the error of its requests."""
         if answers.error is not None:
             self.done[batch.indices] = True
-            for row in self.loaded.requests.row[batch.indices]:
-                self.errors[int(row)] = answers.error
+            self._fail(batch.indices, answers.error)
             return
         self.take(batch.indices, answers)
 
-    def recall(self, indices: Int64Array, answers: Answers) -> None:
-        """Take the answers that these requests got in an earlier run."""
+    def take_cached(self) -> int:
+        """Take the answers that a cache had; return how many requests have one thereby."""
+        cached = self.loaded.cached
+        if cached is None or not cached.found.any():
+            return 0
+        indices = cached.indices[cached.found]
+        self.origin[indices] = CACHED
+        self.take(indices, cached.answers)
+        return self.num_answered_by(indices)
+
+    def recall(self, indices: Int64Array, answers: Answers) -> int:
+        """Take the answers that these requests got in an earlier run; return how many have one thereby."""
+        fresh = indices[~self.done[indices]]
+        self.origin[fresh], self.is_recalled = RECALLED, True
         self.take(indices, answers)
-        requests, tokens = self.recalled
-        cost = int(self.loaded.requests.cost[indices].sum())
-        self.recalled = (requests + len(indices), tokens + cost)
+        return self.num_answered_by(fresh)
+
+    def _fail(self, indices: Int64Array, why: str) -> None:
+        """Note an error for the rows of these requests, and of those of the same input."""
+        requests = self.loaded.requests
+        if requests.same_as is not None:
+            indices = np.flatnonzero(np.isin(requests.same_as, indices))
+        self.errors.update(dict.fromkeys(requests.row[indices].tolist(), why))
 
     def take(self, indices: Int64Array, answers: Answers) -> None:
         """Take the answers of these requests."""
@@ -214,22 +249,48 @@ class Gathering:
                     counts = requests.counts(unit)[indices].astype(np.int64)
                     good = np.logical_and.reduceat(good, np.cumsum(counts) - counts)
                 finite &= good
-        for index in indices[~finite]:
-            self.errors[int(self.loaded.requests.row[index])] = (
-                "the model's answer is NaN or infinite"
-            )
+        if not finite.all():
+            self._fail(indices[~finite], "the model's answer is NaN or infinite")
 
     @property
     def is_complete(self) -> bool:
         return bool(self.done.all())
 
     def result(self) -> AnsweredChunk:
-        errors = {**self.loaded.requests.errors, **self.errors, **self.loaded.chunk.errors}
+        loaded, same_as = self.loaded, self.loaded.requests.same_as
+        errors = {**loaded.requests.errors, **self.errors, **loaded.chunk.errors}
         values = dict(self.values)
+        if same_as is not None:
+            for name, array in values.items():
+                # Equal inputs have as many tokens, so that their answers have as many items.
+                values[name] = array[loaded.requests.places(same_as, self.fields[name].unit)]
         for name, parts in self.items.items():
+            if same_as is not None:
+                parts = [parts[index] for index in same_as.tolist()]
             none = np.zeros((0, *self.fields[name].shape), dtype=self.fields[name].dtype)
             values[name] = np.concatenate([none, *parts])
-        loaded = self.loaded
         return AnsweredChunk(
-            loaded.chunk, loaded.requests, values, errors, loaded.rows, self.recalled
+            loaded.chunk,
+            loaded.requests,
+            values,
+            errors,
+            loaded.rows,
+            loaded.cached,
+            self._spared(),
+        )
+
+    def _spared(self) -> Spared:
+        """What the model was not asked for."""
+        requests, origin = self.loaded.requests, self.origin
+        if not origin.any():
+            return Spared()
+        if requests.same_as is not None:  # a duplicate of what was not asked was not asked either
+            origin = np.maximum(origin, origin[requests.same_as])
+        begins = np.flatnonzero(np.diff(requests.row, prepend=-1))
+        rows = np.bincount(np.minimum.reduceat(origin, begins), minlength=RECALLED + 1)
+        return Spared(
+            duplicate_rows=int(rows[DUPLICATE]),
+            cached_rows=int(rows[CACHED]),
+            recalled_rows=int(rows[RECALLED]),
+            num_tokens=int(requests.tokens[origin != ASKED].sum()),
         )

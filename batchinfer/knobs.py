@@ -17,6 +17,7 @@ DEVICE = r"auto|cpu|mps|cuda(:\d{1,3})?"
 COUNT_OR_PERCENTAGE = r"\d{1,18}|(100(\.0{1,18})?|\d{1,2}(\.\d{1,18})?)%"
 _DEVICES = r"auto|cpu:[1-9]\d{0,2}|\d{1,3}(,\d{1,3})*"
 _MEMORY_OF = r"\d{1,3}|cpu"
+_BYTES = r"(\d{1,9}(?:\.\d{1,3})?)\s*([KMGT]i?B)"
 _SIZE = r"\d{1,9}(\.\d{1,3})?[KMG]i?B"
 _ACTORS = r"([1-9]\d{0,5})(?::([1-9]\d{0,5}))?"
 _DURATION = r"(?:(\d+)d)?(?:(\d+)h)?(?:(\d+)m)?(?:(\d+(?:\.\d+)?)s?)?"
@@ -131,6 +132,28 @@ def to_seconds(value: Any) -> Any:
         raise ValueError("should be a time such as 45s, 30m, 2h or 1h30m")
     days, hours, minutes, seconds = (float(part or 0) for part in found.groups())
     return ((days * 24 + hours) * 60 + minutes) * 60 + seconds
+
+
+def to_bytes(value: Any) -> Any:
+    """Bytes from 500MB, 10GiB or a whole number."""
+    if not isinstance(value, str) or value.strip().isdecimal():
+        return value
+    found = re.fullmatch(_BYTES, value.strip())
+    if not found:
+        raise ValueError("should be a size such as 500MB or 10GiB")
+    base = 1024 if "i" in found[2] else 1000
+    return int(float(found[1]) * base ** (" KMGT".index(found[2][0])))
+
+
+def _on_disk(value: str) -> str:
+    if "://" in value:
+        raise ValueError("should be a folder on a disk of this machine")
+    return value
+
+
+def _false_is_off(value: Any) -> Any:
+    """YAML takes a bare `off` for false."""
+    return "off" if value is False else value
 
 
 def _several_devices(value: Any) -> str | None:
@@ -265,3 +288,9 @@ CountOrPercentage = Annotated[
 Encoding = Annotated[
     str, AfterValidator(_known_encoding), Field(examples=["utf-16", "latin-1", "cp1252"])
 ]
+Folder = Annotated[Text, AfterValidator(_on_disk)]
+Size = Annotated[
+    int,
+    BeforeValidator(to_bytes, json_schema_input_type=_matching(_BYTES, "500MB", "10GiB") | _COUNT),
+]
+Dedup = Annotated[Literal["auto", "off", "chunk"], BeforeValidator(_false_is_off)]

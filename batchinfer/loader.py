@@ -12,7 +12,9 @@ from dataclasses import dataclass, field
 
 from batchinfer.attempts import Attempts
 from batchinfer.batching import make_batches
+from batchinfer.caching import AnswerCache
 from batchinfer.core import BatchBudget, Chunk, LoadedChunk, Span
+from batchinfer.duplicates import OncePerText, without_duplicates
 from batchinfer.errors import Interrupted
 from batchinfer.readers import OffsetIndex, ReadOptions, read_chunks
 from batchinfer.stages import Stopwatch
@@ -26,7 +28,10 @@ class LoaderKilledError(Interrupted):
 
 @dataclass(frozen=True)
 class Loader:
-    """Turns spans of input into chunks with their batches. It pickles: workers get a copy."""
+    """Turns spans of input into chunks with their batches. It pickles: workers get a copy.
+
+    `shares_answers`: requests of the same input are asked once. What the `cache` has is not asked at all.
+    """
 
     task: Task
     encoder: Encoder
@@ -35,6 +40,8 @@ class Loader:
     options: ReadOptions
     attempts: Attempts = field(default_factory=Attempts)
     places: OffsetIndex = field(default_factory=OffsetIndex)
+    shares_answers: bool = False
+    cache: AnswerCache | None = None
 
     def load(self, span: Span, stopped: Callable[[], bool]) -> Iterator[LoadedChunk]:
         """Yield the chunks of a span in order, ready for the device.
@@ -58,15 +65,30 @@ class Loader:
             wanted = dataclasses.replace(chunk, errors={**others, **chunk.errors})
         watch = Stopwatch()
         with watch.measure("tokenize"):
-            requests = self.task.encode(wanted, self.encoder)
-            batches = make_batches(chunk.id, requests, self.budget, self.task.tokens_ahead)
+            encoder = OncePerText(self.encoder) if self.shares_answers else self.encoder
+            requests = self.task.encode(wanted, encoder)
+            if self.shares_answers:
+                requests = without_duplicates(requests)
+            asked = None if requests.same_as is None else requests.asked
+        cached = None
+        if self.cache is not None:
+            with watch.measure("read"):
+                cached = self.cache.look_up(requests)
+            asked = cached.indices[~cached.found]
+        with watch.measure("tokenize"):
+            ahead = self.task.tokens_ahead
+            batches = make_batches(chunk.id, requests, self.budget, ahead, asked)
         # The batches hold the tokens now; a second copy would travel to the device's process too.
         light = dataclasses.replace(requests, fields={})
-        return LoadedChunk(chunk, light, batches, rows, watch.seconds)
+        return LoadedChunk(chunk, light, batches, rows, watch.seconds, cached)
 
     def stream(self, spans: Iterable[Span], stopped: Callable[[], bool]) -> Generator[LoadedChunk]:
         """Yield the chunks of all spans, in order, loaded in this process, up to a stop."""
-        for span in spans:
-            if stopped():
-                return
-            yield from self.load(span, stopped)
+        try:
+            for span in spans:
+                if stopped():
+                    return
+                yield from self.load(span, stopped)
+        finally:
+            if self.cache is not None:
+                self.cache.close()

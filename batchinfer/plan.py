@@ -316,6 +316,7 @@ def _config_from_json(document: dict[str, Any]) -> RunConfig:
         raise ValueError(f"config {'.'.join(map(str, detail['loc']))}: {detail['msg']}") from None
     _require(config.engine in ("local", "openvino", "fake"), "config engine: not resolved")
     _require(config.dtype != "auto", "config dtype: not resolved")
+    _require(config.dedup != "auto", "config dedup: not resolved")
     _require(config.max_length is not None, "config max_length: not resolved")
     _require(config.chunk_rows is not None, "config chunk_rows: not resolved")
     return config

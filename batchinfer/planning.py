@@ -89,6 +89,8 @@ def make_plan(
         "chunk_rows": config.chunk_rows or _chunk_rows(summary.row_bytes, spec.task),
     }
     config = config.model_copy(update=resolved)
+    shares_answers = create_task(spec, config, found).shares_answers
+    config = config.model_copy(update={"dedup": "chunk" if shares_answers else "off"})
     segments = group_segments(files)
     num_rows = summary.num_rows_estimate
     if config.limit is not None:

@@ -111,7 +111,8 @@ def resume(
     checksums are set aside and made again. `changes` may name what does not change the answers:
     device, devices, device_map, max_memory, offload_folder, executor, ray_address, ray_actors, ray_gpus,
     ray_cpus, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
-    max_errors, deadline, batch_timeout.
+    cache (which is not taken from the folder), cache_size, max_errors, deadline, batch_timeout, progress,
+    metrics_file.
     `displays`, `progress` and what is raised are as of `run`; JobMismatchError names the input or the part
     of the model that changed.
 
@@ -163,8 +164,9 @@ def resume(
                 return _answer_all(work, worker, began)
 
 
-#: What a command says of itself alone: the plan may hold what an earlier one said.
-_OF_ONE_COMMAND = {"deadline": None, "progress": "auto", "metrics_file": None}
+#: What a command says of itself alone: the plan may hold what an earlier one said, and a plan, which may be
+#: another's, names no folder to write to.
+_OF_ONE_COMMAND = {"deadline": None, "progress": "auto", "metrics_file": None, "cache": None}
 
 
 def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:

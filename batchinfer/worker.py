@@ -14,6 +14,7 @@ from contextlib import closing
 from pathlib import Path
 
 from batchinfer.attempts import Attempts
+from batchinfer.caching import AnswerCache
 from batchinfer.config import RunConfig
 from batchinfer.core import BatchBudget, LoadedChunk, Shard, Span
 from batchinfer.engines import create_encoder, kind_of_device
@@ -61,6 +62,7 @@ class Worker:
         self.load_seconds = self.seconds = 0.0
         self.budget = BatchBudget(0, 0)
         self.new_rows = self.new_tokens = self.new_batches = 0
+        self.duplicate_rows = self.cached_rows = 0
         #: Processes that load ahead, and where the time of all that was processed went.
         self.workers = 0
         self.stages = StageSeconds()
@@ -151,12 +153,14 @@ class Worker:
             with closing(
                 executor.process(folder, self.budget, work, self.monitor, attempts)
             ) as done:
-                for shard, rows, tokens in done:
-                    self.new_rows += rows
-                    self.new_tokens += tokens
+                for committed in done:
+                    self.new_rows += committed.new_rows
+                    self.new_tokens += committed.new_tokens
+                    self.duplicate_rows += committed.duplicate_rows
+                    self.cached_rows += committed.cached_rows
                     self.monitor.num_devices = executor.num_devices
-                    self.monitor.committed(shard)
-                    yield shard
+                    self.monitor.committed(committed.shard)
+                    yield committed.shard
                 self.seconds = before + time.monotonic() - began
                 self.stages += watch.seconds + executor.stages
         except DeviceLostError as error:
@@ -214,6 +218,8 @@ class Worker:
             f"batches of at most {self.budget.max_batch_tokens:,} tokens and "
             f"{self.budget.max_batch_rows:,} rows"
         )
+        if plan.config.cache is not None and self.task.obstacle_to_caching:
+            log.info(f"--cache is not used: {self.task.obstacle_to_caching}")
         self.monitor.num_devices = executor.num_devices
         self.monitor.begin(rows_done=rows_done, rows_expected=expected)
         self.monitor.open(
@@ -245,6 +251,8 @@ class Worker:
             plan.read_options,
             attempts,
             folder.index_of(plan),
+            self.task.shares_answers,
+            AnswerCache.of(plan.config, self.task),
         )
 
         def stopped() -> bool:
@@ -276,6 +284,8 @@ class Worker:
         return Effort(
             new_rows=self.new_rows,
             new_tokens=self.new_tokens,
+            duplicate_rows=self.duplicate_rows,
+            cached_rows=self.cached_rows,
             seconds=self.seconds,
             load_seconds=self.load_seconds,
             device="" if self.executor is None else self._device_text(self.executor),

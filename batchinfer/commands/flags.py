@@ -14,5 +14,6 @@ TUNE_FLAGS = [name for name in RUN_FLAGS if name != "profile"]
 #: What a run writes, and when it stops, is no matter of its speed: `tune` takes these, so that it can
 #: stand in the place of `run`, and hands them on to the command that it ends with.
 NOT_TUNED = (
-    "output", "keep", "output_prefix", "chunk_rows", "max_errors", "deadline", "batch_timeout",
+    "output", "keep", "output_prefix", "chunk_rows", "max_errors", "deadline", "batch_timeout", "dedup",
+    "cache", "cache_size",
 )  # fmt: skip

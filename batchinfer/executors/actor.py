@@ -11,6 +11,7 @@ from contextlib import suppress
 from typing import Any
 
 from batchinfer.attempts import Attempts
+from batchinfer.caching import AnswerCache
 from batchinfer.children import Said
 from batchinfer.core import BatchBudget, LoadedChunk, Span
 from batchinfer.engines import create_encoder, describe_model
@@ -97,7 +98,16 @@ class Actor:
         """Answer the spans that come, up to the order to end."""
         folder, plan = RunFolder(path), job.plan
         attempts = folder.attempts if marks else Attempts()
-        loader = Loader(inline.task, encoder, budget, plan.chunk_rows, plan.read_options, attempts)
+        loader = Loader(
+            inline.task,
+            encoder,
+            budget,
+            plan.chunk_rows,
+            plan.read_options,
+            attempts,
+            shares_answers=inline.task.shares_answers,
+            cache=AnswerCache.of(plan.config, inline.task),
+        )
         chunks: Generator[LoadedChunk] = loader.stream(self._spans(), lambda: self._stop.is_set)
         with folder.as_guest_of(run_id):
             if inline.encoder is None:  # else one child tokenizes and answers: not both at once

@@ -70,11 +70,16 @@ class Work:
 
 
 class Committed(NamedTuple):
-    """A durable shard, and what of it was answered now: not what an earlier run had in a journal."""
+    """A durable shard, and what of it was answered now: not what an earlier run had in a journal.
+
+    `new_tokens` went through the model. Of `new_rows`, those are counted too that it was not asked for.
+    """
 
     shard: Shard
     new_rows: int
     new_tokens: int
+    duplicate_rows: int = 0
+    cached_rows: int = 0
 
 
 class Executor(ABC):

@@ -7,6 +7,7 @@ from contextlib import closing
 from itertools import chain, islice
 
 from batchinfer.attempts import Attempts
+from batchinfer.caching import AnswerCache
 from batchinfer.controller import probe_budget
 from batchinfer.core import AnsweredChunk, BatchBudget, LoadedChunk
 from batchinfer.engines import create_engine, prepare_to_decode
@@ -84,17 +85,31 @@ class Inline(Executor):
         writes = task.tokens_ahead > 0  # only those answers take longer than reading them back
         journal = Journal(folder.temporary, plan.id, task.answers) if writes else NO_JOURNAL
         watch = engine.watch = Stopwatch()
+        cache = AnswerCache.of(plan.config, task)
 
         def commit(answered: AnsweredChunk) -> Committed:
-            shard, (rows, tokens) = writer.commit(answered), answered.recalled
-            return Committed(shard, answered.num_rows - rows, answered.requests.num_tokens - tokens)
+            shard, spared = writer.commit(answered), answered.spared
+            if cache is not None:
+                with writer.watch.measure("write"):
+                    cache.keep(answered)
+            return Committed(
+                shard,
+                new_rows=answered.num_rows - spared.recalled_rows,
+                new_tokens=answered.requests.num_tokens - spared.num_tokens,
+                duplicate_rows=spared.duplicate_rows,
+                cached_rows=spared.cached_rows,
+            )
 
         begun = _begun(iter(chunks), attempts, watch)
-        with closing(answer(begun, engine, progress, self._stop, journal)) as done:
-            for committed in write_behind(commit, done, watch):
-                folder.attempts.end(committed.shard.id)
-                journal.end(committed.shard.id)
-                yield committed
+        try:
+            with closing(answer(begun, engine, progress, self._stop, journal)) as done:
+                for committed in write_behind(commit, done, watch):
+                    folder.attempts.end(committed.shard.id)
+                    journal.end(committed.shard.id)
+                    yield committed
+        finally:
+            if cache is not None:
+                cache.close()
         self.stages = watch.seconds + writer.watch.seconds
 
     def close(self) -> None:

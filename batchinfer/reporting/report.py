@@ -28,13 +28,16 @@ class RunReport:
     `finished`: every row is durable and `_SUCCESS` stands. `seconds` is this run's wall time from the
     first chunk asked for to the last shard committed; `stages` says where it went. `load_seconds` went
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
-    ahead; 0: the one that drives the device did. `splits`: batches that were halved for want of memory;
-    `padding`: its share of the tokens that were computed, None where nobody knows; the
+    ahead; 0: the one that drives the device did.
+
+    `new_tokens` and `new_batches` went through the model. Of the new rows, `duplicate_rows` have the answer of a
+    row with the same input in their chunk, `cached_rows` that of the cache. `splits`: batches that were halved
+    for want of memory; `padding`: its share of the tokens that were computed, None where nobody knows; the
     peaks are of all devices together (0 on a CPU) and of the main process, where progress was looked at.
     `run_id` is in the name of the run's events file; "" where nothing was left to do. `part`: I/N of a run
     that answered one part of its job; the rows, shards and errors are then those of the part. `stopped`:
-    something is left, and `resume` goes on. `new_batches` were cut for this run. `forecast`:
-    where `batchinfer plan` had foretold this run, what was predicted and what came.
+    something is left, and `resume` goes on. `forecast`: where `batchinfer plan` had foretold this run, what
+    was predicted and what came.
     """
 
     output: str
@@ -70,6 +73,8 @@ class RunReport:
     stopped: bool = False
     new_batches: int = 0
     forecast: Mapping[str, Mapping[str, float]] | None = None
+    duplicate_rows: int = 0
+    cached_rows: int = 0
 
     @property
     def exit_code(self) -> int:
@@ -107,6 +112,7 @@ class RunReport:
                 f"{self.rows_per_second:,.0f} rows/s, {self.tokens_per_second:,.0f} tokens/s "
                 f"({self.task} by {self.model}, {self.dtype} on {self.device})"
             )
+            lines += self.spared()
             lines.append(self.overlap())
         else:
             lines.append("nothing was left to do")
@@ -126,6 +132,15 @@ class RunReport:
             )
         lines += self.warnings()
         return "\n".join(lines)
+
+    def spared(self) -> list[str]:
+        """What the model was not asked for: one line, or none."""
+        counts = (
+            (self.duplicate_rows, "have the answer of a row with the same input"),
+            (self.cached_rows, "have theirs from the cache"),
+        )
+        told = [f"{count:,} {source}" for count, source in counts if count]
+        return [f"of the rows, {', '.join(told)}"] if told else []
 
     def overlap(self) -> str:
         """One line: how busy the device was, what it waited for, and what went on beside it."""
@@ -196,6 +211,8 @@ class Effort:
 
     new_rows: int = 0
     new_tokens: int = 0
+    duplicate_rows: int = 0
+    cached_rows: int = 0
     seconds: float = 0.0
     load_seconds: float = 0.0
     device: str = ""
@@ -263,4 +280,6 @@ def summarize(
         part=part,
         stopped=stopped,
         new_batches=effort.new_batches,
+        duplicate_rows=effort.duplicate_rows,
+        cached_rows=effort.cached_rows,
     )

@@ -124,6 +124,26 @@ class Task(ABC):
         """Why its answers cannot be computed again and compared, in a few words; "" where they can."""
         return ""
 
+    #: Whether inputs recur often enough to look for it unasked.
+    recurs: ClassVar[bool] = True
+
+    @property
+    def obstacle_to_sharing(self) -> str:
+        """Why the answer to an input is not that of every row with the same one; "" where it is."""
+        return ""
+
+    @property
+    def obstacle_to_caching(self) -> str:
+        """Why no answers are kept for other runs, in a few words; "" where they can be."""
+        return self.obstacle_to_sharing
+
+    @property
+    def shares_answers(self) -> bool:
+        """Whether rows of one input in a chunk are asked about once, as `--dedup` says."""
+        if self.config.dedup != "auto":
+            return self.config.dedup == "chunk"
+        return self.recurs and not self.obstacle_to_sharing
+
     @property
     def takes_pairs(self) -> bool:
         """Whether a request is a pair of texts."""

@@ -79,6 +79,10 @@ class Generation(Task):
                 f"{self.num_beams} beams and sampling together are not supported: take --temperature 0, "
                 "or a --generation-config with num_beams 1"
             )
+        if self.config.dedup == "chunk" and self.obstacle_to_sharing:
+            raise UsageError(
+                f"--dedup chunk: {self.obstacle_to_sharing}; leave it out, or take --temperature 0"
+            )
         if not all(self.stop):
             raise UsageError("--stop: is empty, and would end every answer where it begins")
         if self.stop and self.num_beams > 1:
@@ -99,6 +103,10 @@ class Generation(Task):
     def draws(self) -> bool:
         """Whether tokens are drawn at random."""
         return bool(self.settings.get("do_sample"))
+
+    @property
+    def obstacle_to_sharing(self) -> str:
+        return "each row draws its own answer" if self.draws else ""
 
     @property
     def num_beams(self) -> int:

@@ -29,6 +29,7 @@ class Module(Task):
     name: ClassVar[str] = "module"
     knobs: ClassVar[frozenset[str]] = frozenset({"features"})
     takes_text: ClassVar[bool] = False
+    recurs: ClassVar[bool] = False
 
     def __init__(
         self, spec: ModelSpec, config: RunConfig | None = None, schema: pa.Schema | None = None
@@ -43,6 +44,10 @@ class Module(Task):
         ):
             if given:
                 raise UsageError(f"{flag}: means nothing to --task module, which reads --features")
+
+    @property
+    def obstacle_to_caching(self) -> str:
+        return "rows of a table are mostly answered sooner than they are looked up"
 
     @property
     def columns(self) -> list[pa.Field[Any]]:
