@@ -446,7 +446,8 @@ def test_reports_and_shards_count_the_tokens_of_the_texts(
 ) -> None:
     source = write_jsonl(tmp_path / "in.jsonl", rows())
     whole = run(config(source, tmp_path / "whole", max_length=10_000, **given))
-    job = config(source, tmp_path / "out", max_length=16, long="stride", **given)
+    # Windows of one text may be alike, and are then asked once: here, all are.
+    job = config(source, tmp_path / "out", max_length=16, long="stride", dedup="off", **given)
     report = run(job)
     assert (report.num_errors, report.num_truncated) == (0, 0)
     assert report.num_tokens == report.new_tokens == whole.num_tokens
