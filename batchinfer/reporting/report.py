@@ -30,14 +30,14 @@ class RunReport:
     before: loading the model, and probing for a batch budget. `workers`: processes that read and tokenized
     ahead; 0: the one that drives the device did.
 
-    `new_tokens` and `new_batches` went through the model. Of the new rows, `duplicate_rows` have the answer
-    of a row with the same input in their chunk, `cached_rows` that of the cache. `splits`: batches that were
-    halved for want of memory; `padding`: its share of the tokens that were computed, None where nobody knows; the
-    peaks are of all devices together (0 on a CPU) and of the main process, where progress was looked at.
-    `run_id` is in the name of the run's events file; "" where nothing was left to do. `part`: I/N of a run
-    that answered one part of its job; the rows, shards and errors are then those of the part. `stopped`:
-    something is left, and `resume` goes on. `forecast`: where `batchinfer plan` had foretold this run, what
-    was predicted and what came.
+    `new_tokens` and `new_batches` went through the model. Of the new rows, `duplicate_rows` have the
+    answer of a row with the same input in their chunk, `cached_rows` that of the cache. `splits`:
+    batches that were halved for want of memory; `padding`: its share of the tokens that were computed,
+    None where nobody knows; the peaks are of all devices together (0 on a CPU) and of the main process,
+    where progress was looked at. `run_id` is in the name of the run's events file; "" where nothing was
+    left to do. `part`: I/N of a run that answered one part of its job; the rows, shards and errors are
+    then those of the part. `stopped`: something is left, and `resume` goes on. `forecast`: where
+    `batchinfer plan` had foretold this run, what was predicted and what came.
     """
 
     output: str
