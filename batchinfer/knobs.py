@@ -293,4 +293,7 @@ Size = Annotated[
     int,
     BeforeValidator(to_bytes, json_schema_input_type=_matching(_BYTES, "500MB", "10GiB") | _COUNT),
 ]
-Dedup = Annotated[Literal["auto", "off", "chunk"], BeforeValidator(_false_is_off)]
+_Dedup = Literal["auto", "off", "chunk"]
+Dedup = Annotated[
+    _Dedup, BeforeValidator(_false_is_off, json_schema_input_type=_Dedup | Literal[False])
+]

@@ -19,7 +19,7 @@ from batchinfer.config import RunConfig
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import BatchInferError, Interrupted, UsageError
 from batchinfer.reporting import events as events_module
-from batchinfer.reporting.events import EventLines, events_files, last_progress, read_events
+from batchinfer.reporting.events import EventLines, is_events_file, last_progress, read_events
 from batchinfer.reporting.monitor import Display
 from batchinfer.reporting.progress import Rates
 from batchinfer.reporting.status import read_status
@@ -70,8 +70,17 @@ def stop_at(config: RunConfig, rows: int, **options: Any) -> Interrupted:
 
 def told(config: RunConfig) -> list[list[dict[str, Any]]]:
     """The events of each run of a folder."""
-    files = events_files(Path(config.output) / "_batchinfer")
-    return [list(read_events(path)) for path in files]
+    return [events_in(path) for path in events_files(Path(config.output))]
+
+
+def events_files(output: Path) -> list[Path]:
+    state = output / "_batchinfer"
+    return sorted(path for path in state.iterdir() if is_events_file(path.name))
+
+
+def events_in(path: Path) -> list[dict[str, Any]]:
+    with path.open("rb") as file:
+        return list(read_events(file))
 
 
 # -- the events file -------------------------------------------------------------------------------
@@ -204,7 +213,7 @@ def test_torn_and_foreign_lines_are_passed_over(tmp_path: Path) -> None:
         b'{"event": "progress", "rows": 2}\n' + b"[" * 100_000 + b"\n"
         b'{"event": "progress", "ro'
     )
-    assert [event["rows"] for event in read_events(path)] == [1, 2]
+    assert [event["rows"] for event in events_in(path)] == [1, 2]
     found = last_progress(path)
     assert found is None or found["rows"] == 2
     assert last_progress(tmp_path / "none") is None
@@ -273,7 +282,7 @@ def test_padding_is_what_the_model_was_given_beside_the_tokens(
     monkeypatch.setattr(LocalEngine, "_inputs", counted)
     config = job(
         engine="local", model=str(ROOT / "sample_data" / "tiny-sentiment"), attention=attention,
-        dtype="float32", streams=1, device="cpu",
+        dtype="float32", streams=1, device="cpu", dedup="off",
     )  # fmt: skip
     report = run(config, displays=[Begins()])
     assert report.padding == round(1 - report.num_tokens / sum(given), 4) > 0
@@ -364,7 +373,7 @@ def test_an_events_file_of_another_version_hides_no_status(job: Job, tmp_path: P
 
     class Spoils(Rates):
         def answered(self, num_rows: int, num_tokens: int) -> None:
-            (path,) = events_files(tmp_path / "out" / "_batchinfer")
+            (path,) = events_files(tmp_path / "out")
             with path.open("a") as file:
                 file.write('{"event": "progress", "time": "yesterday", "rows": "many"}\n')
                 file.flush()

@@ -40,7 +40,7 @@ def mistakes(*rows: tuple[str, int, str]) -> list[Mistake]:
 
 
 COMMAND_LINES = mistakes(
-    ("fly", 2, "'fly'|run, resume, tune|batchinfer --help"),
+    ("fly", 2, "'fly'|run, resume, plan, tune|batchinfer --help"),
     ("runn rows.jsonl", 2, "'runn'|did you mean 'run'?"),
     ("rows.jsonl", 2, "'rows.jsonl'|`batchinfer run rows.jsonl -m MODEL -o OUT`"),
     ("--versio", 2, "--versio|did you mean '--version'?"),
@@ -50,7 +50,7 @@ COMMAND_LINES = mistakes(
     (f"run rows.jsonl {FAKE} --batch-size 5", 2, "--batch-size|did you mean '--max-batch-rows'?"),
     (f"run rows.jsonl {FAKE} -x", 2, "-x|batchinfer run --help"),
     ("run --input rows.jsonl", 2, "inputs stand without a flag|batchinfer run FILE"),
-    ("resume out --model x", 2, "--model|one of run, tune|batchinfer resume --help"),
+    ("resume out --model x", 2, "--model|one of run, plan, tune, init|batchinfer resume --help"),
     ("run rows.jsonl -o", 2, "-o needs a value|batchinfer run --help"),
     ("resume", 2, "'OUT'|batchinfer resume --help"),
     ("resume a b", 2, "(b)|batchinfer resume --help"),
@@ -158,7 +158,7 @@ FOLDERS = mistakes(
     ("status done/data", 2, "not a run folder|did you mean|/done"),
     ("verify .", 2, ".: not a run folder|did you mean done?"),
     ("errors rows.jsonl", 2, "rows.jsonl|not a run folder|batchinfer run"),
-    ("resume done --dtype float32", 2, "--dtype|one of run, tune"),
+    ("resume done --dtype float32", 2, "--dtype|one of run, plan, tune"),
     ("init ner", 2, "'ner'|did you mean 'token-classify'?"),
     ("init rows.csv", 2, "name the task|batchinfer init classify rows.csv"),
     ("init", 2, "name a task|classify, embed"),

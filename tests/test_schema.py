@@ -32,7 +32,9 @@ GOOD = (
     "devices: [0, 1]", "devices: cpu:4", "devices: none", "device_map: balanced", "device_map: none",
     "max_memory: 0=20GiB,cpu=60GiB", "max_memory: {0: 20GiB, cpu: 60GiB}", "ray_actors: 4",
     "ray_actors: '2:16'", "ray_actors: auto", "ray_gpus: 0.5", "ray_cpus: 2", "workers: 0",
-    "encoding: latin-1", "chunk_rows: 1024", "top_p: 1", "shard: 0/8", "profile: none",
+    "encoding: latin-1", "chunk_rows: 1024",
+    "cache_size: 10GiB", "cache_size: 1048576", "dedup: off",
+    "top_p: 1", "shard: 0/8", "profile: none",
 )  # fmt: skip
 BAD = (
     "ouptut: out", "max-length: 3", "Model: x", "task: sentiment", "dtype: bf16", "engine: vllm",
@@ -47,7 +49,9 @@ BAD = (
     "batch_timeout: h", "device: gpu", "device: 'cuda:'", "device: cuda:x", "devices: cuda:0",
     "devices: cpu:0", "devices: true", "devices: [a]", "device_map: everywhere", "max_memory: 20GiB",
     "max_memory: {disk: 20GiB}", "max_memory: {cpu: lots}", "ray_actors: 0", "ray_actors: 2-4",
-    "text_column: ''", "text_column: null", "profile: ''", "chunk_rows: 0", "max_line_bytes: 10",
+    "text_column: ''", "text_column: null", "profile: ''", "chunk_rows: 0",
+    "cache_size: 10 elephants", "cache_size: -1", "dedup: perhaps",
+    "max_line_bytes: 10",
 )  # fmt: skip
 
 

@@ -191,11 +191,11 @@ def _put_together(
     work: JobAsItIs, measured: _Measured, planned: float, price_per_hour: float | None
 ) -> Forecast:
     plan, material, rehearsal = work.plan, measured.material, measured.rehearsal
-    cost, speed = material.requests.cost, measured.speed
+    cost, asked, speed = material.requests.cost, material.asked_cost, measured.speed
     chunks = chunk_costs(
         work.chunk_rows,
-        cost,
-        material.requests_a_row,
+        asked,
+        material.asked_a_row,
         measured.budget,
         measured.tokens_ahead,
         speed,
@@ -221,7 +221,7 @@ def _put_together(
         error_share=_error_share(material, rehearsal),
         truncated_share=_truncated_share(material),
         lengths=Lengths.of(cost) if has_tokens else None,
-        padding_in_order=padding_in_order(cost, measured.budget) if has_tokens else 0.0,
+        padding_in_order=padding_in_order(asked, measured.budget) if has_tokens else 0.0,
         padding_as_planned=1 - tokens / padded if has_tokens and padded else 0.0,
         written=_written(measured.written, measured) if measured.tokens_ahead else None,
         max_batch_tokens=measured.budget.max_batch_tokens,

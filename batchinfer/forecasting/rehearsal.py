@@ -21,6 +21,7 @@ from batchinfer.core import (
     BatchBudget,
     Chunk,
     ChunkId,
+    Int32Array,
     Position,
     Requests,
     Span,
@@ -77,12 +78,19 @@ class Material:
     load: Cost
 
     @property
-    def tokens_a_row(self) -> float:
-        return self.requests.num_tokens / max(1, self.chunk.num_rows)
+    def asked_cost(self) -> Int32Array:
+        """The tokens of each request that the model is asked, int32[m]: one of those that are the same."""
+        return self.requests.cost[self.requests.asked]
 
     @property
-    def requests_a_row(self) -> float:
-        return len(self.requests) / max(1, self.chunk.num_rows)
+    def tokens_a_row(self) -> float:
+        """Tokens that go through the model, without padding; what windows share counts once."""
+        asked = self.requests.tokens[self.requests.asked]
+        return float(asked.sum()) / max(1, self.chunk.num_rows)
+
+    @property
+    def asked_a_row(self) -> float:
+        return len(self.requests.asked) / max(1, self.chunk.num_rows)
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,7 +125,14 @@ def take_material(
     """
     began = time.perf_counter()
     encoder = create_encoder(plan.config, plan.model, model_folder)
-    loader = Loader(task, encoder, budget, plan.chunk_rows, plan.read_options)
+    loader = Loader(
+        task,
+        encoder,
+        budget,
+        plan.chunk_rows,
+        plan.read_options,
+        shares_answers=task.shares_answers,
+    )
     start: float | None = None
     chunk: Chunk | None = None
     encoding = Cost(0.0, 0.0)
@@ -134,12 +149,12 @@ def take_material(
         return requests
 
     tokens = SAMPLE_TOKENS_OF_GPU if is_gpu else SAMPLE_TOKENS
-    requests = sample_requests(plan, tokens, encode, _MAX_ROWS, whole=True)
+    sample_requests(plan, tokens, encode, _MAX_ROWS, whole=True)
     assert chunk is not None and start is not None
     reading = _time_reading(plan, span, max(1, min(chunk.num_rows, plan.chunk_rows)))
     loaded = loader.prepare(chunk)
     load = Cost(reading.wall + encoding.wall, reading.core + encoding.core)
-    return Material(chunk, requests, loaded.batches, loader, start, load)
+    return Material(chunk, loaded.requests, loaded.batches, loader, start, load)
 
 
 def _time_reading(plan: Plan, span: Span, num_rows: int) -> Cost:

@@ -22,7 +22,7 @@ from contextlib import suppress
 from dataclasses import asdict
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, TextIO
+from typing import Any, BinaryIO, TextIO
 
 from batchinfer.core import Shard
 from batchinfer.errors import without_secrets
@@ -35,7 +35,9 @@ log = logging.getLogger("batchinfer")
 MOST_FILES = 100
 #: So long every 2 s, for who looks at a run that has just begun; then every 10 s.
 _FIRST_SECONDS, _LATER = 30.0, 10.0
-_NAME = re.compile(r"events-[0-9]{8}T[0-9]{9}Z-[0-9]+-[0-9a-f]+\.jsonl")
+_NAME = re.compile(r"events-[0-9A-Za-z-]+\.jsonl")
+#: A longer line is none of ours; and no more of a file is read: 20 days of progress.
+_MAX_LINE_BYTES, _MAX_FILE_BYTES = 1 << 20, 100 << 20
 #: The end of an events file in which its last `progress` line stands.
 _TAIL_BYTES = 64 << 10
 
@@ -150,20 +152,18 @@ def events_name(run_id: str) -> str:
     return f"events-{run_id}.jsonl"
 
 
-def events_files(folder: Path) -> list[Path]:
-    """The events files of a run folder, the oldest run first."""
-    try:
-        return sorted(path for path in folder.iterdir() if _NAME.fullmatch(path.name))
-    except (FileNotFoundError, NotADirectoryError):
-        return []
+def is_events_file(name: str) -> bool:
+    """Whether a file is called as those are that runs leave; such names sort as the runs began."""
+    return _NAME.fullmatch(name) is not None
 
 
-def read_events(path: Path) -> Iterator[dict[str, Any]]:
+def read_events(file: BinaryIO) -> Iterator[dict[str, Any]]:
     """Yield the events of a file, in their order; lines that are torn or none are passed over."""
-    with path.open("rb") as file:
-        for line in file:
-            if (event := _event_of(line)) is not None:
-                yield event
+    read = 0
+    while read < _MAX_FILE_BYTES and (line := file.readline(_MAX_LINE_BYTES)):
+        read += len(line)
+        if (event := _event_of(line)) is not None:
+            yield event
 
 
 def last_progress(path: Path) -> dict[str, Any] | None:
@@ -192,6 +192,7 @@ def _event_of(line: bytes) -> dict[str, Any] | None:
 
 def _remove_old(folder: Path) -> None:
     """Make room for another file."""
-    for path in events_files(folder)[: -(MOST_FILES - 1)]:
-        with suppress(OSError):
-            path.unlink()
+    with suppress(OSError):
+        names = sorted(path.name for path in folder.iterdir() if is_events_file(path.name))
+        for name in names[: -(MOST_FILES - 1)]:
+            (folder / name).unlink()

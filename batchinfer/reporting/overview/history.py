@@ -7,7 +7,6 @@ anything in it: what is no such line, or has another type, counts as not there.
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -15,6 +14,7 @@ from itertools import pairwise
 from typing import Any, BinaryIO
 
 from batchinfer.errors import BatchInferError
+from batchinfer.reporting.events import is_events_file, read_events
 from batchinfer.stages import StageSeconds
 from batchinfer.storage import Place, list_names
 from batchinfer.writers.durable import open_regular
@@ -24,10 +24,6 @@ MAX_RUNS = 200
 #: Progress that is kept of a run: above it, every other moment goes.
 _MAX_MOMENTS = 2000
 _MAX_MESSAGES = 20
-#: A longer line is none of ours.
-_MAX_LINE = 1 << 20
-#: Bytes of a file that are read; at 400 bytes every 10 s, a month of progress.
-_MAX_FILE = 100 << 20
 _MAX_NUMBER = 1e18
 _ENDED = ("finished", "stopped", "failed")
 
@@ -126,11 +122,6 @@ def read_history(place: Place, holders: str) -> list[PastRun]:
     return sorted(runs, key=lambda run: run.began)
 
 
-def is_events_file(name: str) -> bool:
-    """Whether a file is called as those are that runs leave."""
-    return name.startswith("events-") and name.endswith(".jsonl")
-
-
 def busy_spans(runs: Iterable[PastRun]) -> list[tuple[float, float]]:
     """When any run was at work: from, to, in seconds since 1970; runs side by side count once."""
     spans: list[tuple[float, float]] = []
@@ -189,19 +180,14 @@ def stages_of(value: object) -> StageSeconds | None:
 
 
 def _events_in(file: BinaryIO) -> Iterator[tuple[float, dict[str, Any]]]:
-    """The events of a file with their times; lines that are none are passed over, as a torn last one."""
-    read = 0
-    while read < _MAX_FILE and (line := file.readline(_MAX_LINE)):
-        read += len(line)
-        if line.startswith(b'{"event": "shard"'):
+    """The events of a file with their times; those that have none are passed over."""
+    for event in read_events(file):
+        if event["event"] == "shard":
             continue  # there are as many as shards, and the shards themselves say more
         try:
-            event = json.loads(line)
-            time = datetime.fromisoformat(event["time"]).timestamp()
-        except (ValueError, KeyError, TypeError, OverflowError, RecursionError, OSError):
+            yield datetime.fromisoformat(event["time"]).timestamp(), event
+        except (ValueError, KeyError, TypeError, OverflowError, OSError):
             continue
-        if isinstance(event, dict):
-            yield time, event
 
 
 def _run_of(events: Iterator[tuple[float, dict[str, Any]]], holders: str) -> PastRun | None:
