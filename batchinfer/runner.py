@@ -17,9 +17,10 @@ from batchinfer.config import RunConfig, flag_name
 from batchinfer.core import ChunkId, Shard, Span, retry_spans
 from batchinfer.engines import describe_model, require_fit
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.growth import with_what_is_new
 from batchinfer.inputs import are_touched, check_inputs
 from batchinfer.plan import Plan, first_difference
-from batchinfer.planning import check_schemas, make_plan, with_profile
+from batchinfer.planning import check_schemas, make_plan, plan_again, with_profile
 from batchinfer.reporting.progress import Progress, Silent
 from batchinfer.reporting.report import RunReport, summarize
 from batchinfer.sharing import Part, Share, part_of
@@ -35,13 +36,15 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    incremental: bool = False,
     progress: Progress | None = None,
     stop: StopSignal | None = None,
 ) -> RunReport:
     """Answer every row of `config.inputs`, and leave them in `config.output` as sharded Parquet.
 
     A finished folder of the same job is left as it is. An unfinished one goes on with `resume`;
-    `overwrite` replaces whatever job the folder holds. Raises a BatchInferError: UsageError,
+    `overwrite` replaces whatever job the folder holds; `incremental` also answers what was added to its
+    inputs since, as further shards. Raises a BatchInferError: UsageError,
     InputError, ModelError, JobMismatchError, StorageError, or Interrupted where `stop` was set, the
     disk is full, or another process holds the folder.
     """
@@ -56,10 +59,25 @@ def run(
         if part is not None and config.executor == "ray":
             raise UsageError("--shard: not with --executor ray, which hands out all chunks")
         config = config.model_copy(update={"shard": None})  # it is this call's, not the job's
-        plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
+        previous = None if overwrite else load_plan(config.output)
+        if incremental:
+            _refuse_beside_incremental(config, part, overwrite)
+        elif previous is not None and previous.increments:
+            raise JobMismatchError(
+                f"{config.output}: holds a job that --incremental has added to; say --incremental again, "
+                f"or go on with `batchinfer resume {config.output}`"
+            )
+        if incremental and previous is not None:
+            plan, model_folder = plan_again(config, previous)
+        else:
+            plan, model_folder = make_plan(config, previous, incremental=incremental)
         worker = Worker(plan, model_folder, progress or Silent(), stop)
         with RunFolder(config.output, part) as folder, closing(worker):
             held = None if overwrite else load_plan(config.output)
+            if incremental and previous is not None:
+                work = _Work.of(folder, _as_held_now(plan, previous, held))
+                _add_what_is_new(work, worker)
+                return _answer_all(work, worker)
             begins = held is None
             if held is None:
                 worker.load()  # a model that cannot be loaded leaves the folder as it was
@@ -72,7 +90,7 @@ def run(
                     f"{config.output}: holds another job: {difference}; give another --output, or "
                     "--overwrite to replace it"
                 )
-            if not (begins or resume or part or folder.is_finished):
+            if not (begins or resume or incremental or part or folder.is_finished):
                 raise JobMismatchError(
                     f"{config.output}: holds this job, unfinished; go on with `batchinfer resume "
                     f"{config.output}` (or run --resume)"
@@ -267,6 +285,49 @@ class _Work:
                 self.retried_rows += len(rows)
                 self.cured_rows += self.shards[shard.id].num_errors - shard.num_errors
             self.shards.add(shard)
+
+
+def _refuse_beside_incremental(config: RunConfig, part: Part | None, overwrite: bool) -> None:
+    """Raise UsageError for what has no meaning beside --incremental."""
+    if overwrite:
+        raise UsageError("--incremental: not with --overwrite, which begins the job anew")
+    if part is not None:
+        raise UsageError(
+            "--incremental: not with --shard, as it needs the folder for itself; parts may go on with "
+            f"`batchinfer resume {config.output} --shard {part}` what an incremental run has begun"
+        )
+    if config.limit is not None:
+        raise UsageError("--incremental: not with --limit, behind which there is nothing new")
+
+
+def _as_held_now(plan: Plan, previous: Plan, held: Plan | None) -> Plan:
+    """The plan that was made of `previous`, now that the folder is held. Raises JobMismatchError."""
+    if held is None or held.ids != previous.ids:
+        raise Interrupted(
+            f"{plan.config.output}: another run has changed the job at the same moment; start this again"
+        )
+    if difference := first_difference(held, plan):
+        raise JobMismatchError(
+            f"{plan.config.output}: holds another job: {difference}; give another --output, or "
+            "--overwrite to replace it"
+        )
+    return plan
+
+
+def _add_what_is_new(work: _Work, worker: Worker) -> None:
+    """Add to the job what its inputs have by now and the plan has not.
+
+    Before anything changes, what was answered is proven to be what it was; then `_SUCCESS` goes, as it does
+    not speak for what is new, and then the plan grows.
+    """
+    folder, before = work.folder, work.plan
+    work.plan = worker.plan = with_what_is_new(before, work.shards)
+    if work.plan.increments == before.increments:
+        return
+    if len(work.plan.segments) > len(before.segments):
+        worker.load()  # a model that cannot be loaded leaves the folder as it was
+        folder.retract_success()
+    folder.extend(work.plan)
 
 
 def _answer_all(work: _Work, worker: Worker) -> RunReport:

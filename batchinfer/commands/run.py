@@ -45,6 +45,12 @@ def run_command(
     overwrite: Annotated[
         bool, typer.Option("--overwrite", help="Replace the job that the run folder holds")
     ] = False,
+    incremental: Annotated[
+        bool,
+        typer.Option(
+            "--incremental", help="Go on, and also answer what was added to the inputs since"
+        ),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -55,7 +61,14 @@ def run_command(
     with Conduct(quiet, verbose, no_progress) as (progress, stop):
         from batchinfer.runner import run
 
-        report = run(job, resume=resume, overwrite=overwrite, progress=progress, stop=stop)
+        report = run(
+            job,
+            resume=resume,
+            overwrite=overwrite,
+            incremental=incremental,
+            progress=progress,
+            stop=stop,
+        )
     _finish(report, as_json=json, quiet=quiet)
 
 

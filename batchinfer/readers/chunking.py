@@ -84,10 +84,12 @@ def _cursor_at(
     if known := index_of(segment, options, places):
         file = segment.files[0]
         _check_unchanged(file)
-        found = seek(file, start, target, options, known, lambda: _check_unchanged(file), stopped)
+        in_front = file.start.row  # rows of the file, which are of other segments
+        wanted = in_front + target
+        found = seek(file, start, wanted, options, known, lambda: _check_unchanged(file), stopped)
         if found is None:
             return None
-        start, row = found, found.row
+        start, row = found, found.row - in_front
     cursor = _SegmentCursor(segment, options, start, row)
     ended = False
     try:
@@ -151,6 +153,7 @@ class _SegmentCursor:
     def __init__(
         self, segment: Segment, options: ReadOptions, start: Position, rows_before: int
     ) -> None:
+        self._segment = segment
         self._files = segment.files
         self._options = options
         limit = segment.max_rows
@@ -188,7 +191,7 @@ class _SegmentCursor:
                 return True
             self.check_unchanged()
             self._reader.close()
-            self._reader = self._open(Position(following))
+            self._reader = self._open(self._segment.start_of(following))
         return False
 
     def check_unchanged(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from batchinfer.core import ChunkId, Position, Segment, Shard, parse_shard_name, shard_name
 from batchinfer.errors import JobMismatchError, StorageError
@@ -60,7 +60,7 @@ class _Link:
     """
 
     chunk: int = 0
-    start: Position | None = field(default_factory=Position)
+    start: Position | None = None
     ended: bool | None = False
 
 
@@ -116,7 +116,7 @@ class _Verifier:
     # -- a segment -------------------------------------------------------------------------------
 
     def _verify_segment(self, segment: Segment, paths: Mapping[int, Place]) -> None:
-        link = _Link()
+        link = _Link(start=segment.start)
         with closing(Comparison(segment, self.plan, self.findings.append)) as comparison:
             if self.inputs and paths:
                 comparison.open(last=max(paths))
@@ -180,7 +180,7 @@ class _Verifier:
         except OSError as error:
             self._add_unreadable(path, error)
         else:
-            if plan_id != self.plan.id:
+            if plan_id != self.plan.id_of(chunk.segment):
                 self.foreign.append(path)
             elif shard.id != chunk:
                 self._add(path, f"is {shard_name(shard.id)} under another name")

@@ -1,11 +1,12 @@
 """The run folder: its lock, its plan, and which chunks have a shard.
 
     OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
-    OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
-                      report.json; of a run that answers a part, the last two with its name; index/
+    OUT/_batchinfer/  plan.json (the frozen job), plan-000001.json … (what incremental runs added to it),
+                      lock, holder.json, tmp/, quarantine/, budget-….json, report.json; of a run that
+                      answers a part, the last two with its name; index/
 
 The state of a job is the listing of data/ and the footers of its shards. Everything else may be
-deleted, but for plan.json.
+deleted, but for its plan.
 """
 
 from __future__ import annotations
@@ -43,6 +44,9 @@ from batchinfer.core import (
     shard_name,
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
+from batchinfer.increments import increment_name, is_increment
+from batchinfer.increments import to_json as increment_to_json
+from batchinfer.increments import with_json as with_increment
 from batchinfer.machine import cache_folder
 from batchinfer.plan import Plan
 from batchinfer.readers import OffsetIndex
@@ -280,6 +284,20 @@ class RunFolder:
             return plan
         return self.join(plan)
 
+    def extend(self, plan: Plan) -> None:
+        """Add the last increment of a plan to the job, which has the others; `_SUCCESS` is taken back.
+
+        Created if absent: raises Interrupted where another run has added something meanwhile, which it can
+        where no lock reaches.
+        """
+        self.require_alone()
+        path = self.state / increment_name(len(plan.increments))
+        publish(self._temporary_of("plan"), path, increment_to_json(plan))
+        if require_plan(self.path).ids != plan.ids:
+            raise Interrupted(
+                f"{path}: another run has added to this job at the same moment; start this again"
+            )
+
     def _remove_shards(self) -> None:
         self.require_alone()
         names = list_names(self.data)
@@ -290,9 +308,14 @@ class RunFolder:
         for name in filter(parse_shard_name, names):
             (self.data / name).unlink()
         sync_directory(self.data)
-        for name in list_names(self.state):
+        names = list_names(self.state)
+        for name in names:
             if name.startswith("budget-") and name.endswith(".json"):
                 (self.state / name).unlink()
+        # The last one first, each durably: what is left is always a job as it once was.
+        for name in sorted(filter(is_increment, names), reverse=True):
+            (self.state / name).unlink()
+            sync_directory(self.state)
         sync_directory(self.state)
 
     def index_of(self, plan: Plan) -> OffsetIndex:
@@ -334,7 +357,7 @@ class RunFolder:
             except FooterError:
                 damaged.append(name)
                 continue
-            is_ours = plan_id == plan.id and shard.id == chunk
+            is_ours = plan_id == plan.id_of(chunk.segment) and shard.id == chunk
             if not is_ours or chunk.segment >= len(plan.segments):
                 raise JobMismatchError(
                     f"{self.data / name}: belongs to another job; move it away, or start anew with "
@@ -549,13 +572,25 @@ def has_plan(path: Name) -> bool:
 
 def load_plan(path: Name) -> Plan | None:
     """The plan of a run folder, or None where there is none."""
-    plan_path = place_of_output(path) / "_batchinfer" / "plan.json"
+    state = place_of_output(path) / "_batchinfer"
+    content = _read_if_there(state / "plan.json")
+    if content is None:
+        return None
+    plan = Plan.from_json(content, str(state / "plan.json"))
+    while True:
+        place = state / increment_name(len(plan.increments) + 1)
+        content = _read_if_there(place)
+        if content is None:
+            return plan
+        plan = with_increment(plan, content, str(place))
+
+
+def _read_if_there(place: Place) -> bytes | None:
     try:
-        with open_regular(plan_path) as file:
-            content = file.read()
+        with open_regular(place) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Plan.from_json(content, str(plan_path))
 
 
 def require_plan(path: Name) -> Plan:
