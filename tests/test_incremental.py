@@ -11,6 +11,7 @@ import random
 import re
 import shutil
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -123,7 +124,7 @@ def test_ten_appends_and_ten_runs_answer_what_one_run_over_all_does(
     assert read_status(str(output)).state == "finished"
 
 
-@pytest.mark.parametrize("seed", range(8))
+@pytest.mark.parametrize("seed", range(6))
 def test_whatever_is_appended_and_whoever_dies_every_row_is_answered_once(
     seed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -132,17 +133,18 @@ def test_whatever_is_appended_and_whoever_dies_every_row_is_answered_once(
     monkeypatch.setattr(listing, "MAX_SMALL_FILE_BYTES", draw.choice([0, 600, 8 << 20]))
     folder, output = tmp_path / "in", tmp_path / "out"
     contents = {
-        "a.jsonl": _jsonl(draw, 60),
-        "sub/b.csv": _csv(draw, 60),
-        "sub/c.tsv": _csv(draw, 20, "\t"),
-        "d.jsonl": _jsonl(draw, 20).removesuffix(b"\n"),
+        "a.jsonl": _jsonl(draw, 40),
+        "sub/b.csv": _csv(draw, 40),
+        "sub/c.tsv": _csv(draw, 15, "\t"),
+        "d.jsonl": _jsonl(draw, 15).removesuffix(b"\n"),
         "e.jsonl.gz": gzip.compress(_jsonl(draw, 12)),
         "f.parquet": _parquet(15),
     }
     shown = dict.fromkeys(contents, 0)
     types = {"id": "string", "text": "string"}
-    settings: dict[str, Any] = {"chunk_rows": draw.choice([1, 7, 10]), "types": types}
-    steps = 12
+    settings: dict[str, Any] = {"chunk_rows": draw.choice([3, 7, 10]), "types": types}
+    write_jsonl(folder / "there.jsonl", [{"id": "0", "text": "from the first run on"}])
+    steps = 8
     for step in range(steps):
         is_last = step == steps - 1
         for name, content in contents.items():
@@ -157,17 +159,9 @@ def test_whatever_is_appended_and_whoever_dies_every_row_is_answered_once(
                 with (folder / name).open("ab") as file:
                     file.write(content[shown[name] : size])
             shown[name] = size
-        if not any(shown.values()):
-            continue
-        for _ in range(50):
-            try:
-                with _dying(monkeypatch, draw.randint(1, 40) if draw.random() < 0.7 else 0):
-                    go_on(folder, output, **settings)
-                break
-            except _Death:
-                continue
-            except InputError as error:
-                assert "no whole row yet" in str(error)
+        for dies_at in (draw.randint(1, 9), draw.randint(1, 9), 0):
+            with suppress(_Death), _dying(monkeypatch, dies_at):
+                go_on(folder, output, **settings)
                 break
     run(job(folder, tmp_path / "whole", **settings))
     assert by_key(output) == by_key(tmp_path / "whole")

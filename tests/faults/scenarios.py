@@ -140,6 +140,7 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
     written_rivals = data_of(finished((*written, "--max-batch-tokens", "30")))
     assert before_retry != retried, "the bad day spoilt nothing"
 
+    grown, late, late_rivals, late_strangers = grow(bench)
     half = killed_half_way(bench, job)
     torn = spoil(done, "part-000000-000001.parquet", tear)
     torn = spoil(torn, "part-000001-000002.parquet", damage_footer)
@@ -213,6 +214,19 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
             recovery=always(*resume("--retry-errors")), sets=(before_retry, retried),
         ),
         Scenario(
+            "grown", "`run --incremental` of a finished folder whose inputs were appended to",
+            rivals=late_rivals, strangers=late_strangers,
+            template=grown.before, command=grown.command, recovery=always(*grown.command),
+            sets=(data_of(grown.before), late),
+        ),
+        Scenario(
+            "overwrite-grown", "`run --overwrite`, by another job, of a folder that has grown",
+            rivals=other_rivals, strangers=strangers,
+            template=grown.after, command=(*other, "--overwrite"),
+            recovery=lambda bench, number: recover_overwritten(bench, other, number),
+            sets=(late, data_of(done_other)), mixes=False, code=65,
+        ),
+        Scenario(
             "worst", "`resume --verify --retry-errors` with failed rows, a flipped byte, a torn and "
             "a missing shard at once",
             rivals=rivals, strangers=strangers,
@@ -226,6 +240,47 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
         for scenario in scenarios
         if not names or scenario.name in names
     }
+
+
+@dataclass(frozen=True)
+class Grown:
+    """A folder whose inputs were appended to since it was finished, and what `command` makes of it."""
+
+    command: tuple[str, ...]
+    before: Tree
+    after: Tree
+
+
+def grow(bench: Bench) -> tuple[Grown, Data, Data, Data]:
+    """Such a folder; its shards when all is answered; those of another worker, and of another job."""
+    inputs = Inputs(bench.work / "grown")
+    whole = [path.read_bytes() for path in inputs.files]
+
+    def run(*command: str) -> Tree:
+        outcome = bench.run((*command, "--incremental"))
+        assert outcome.code == 0, outcome.stderr
+        return read_tree(bench.world)
+
+    jobs = (inputs.job(), inputs.third_job())
+    begun = []
+    for path, content, num_lines in zip(inputs.files, whole, (15, 13), strict=True):
+        path.write_bytes(b"".join(content.splitlines(keepends=True)[:num_lines]))
+    for job in jobs:
+        bench.reset({})
+        begun.append(run(*job))
+    for path, content in zip(inputs.files, whole, strict=True):
+        with path.open("ab") as file:
+            file.write(content[path.stat().st_size :])
+    ends = []
+    for before, job in zip(
+        (begun[0], *begun), (jobs[0], (*jobs[0], "--max-batch-rows", "3"), jobs[1]), strict=True
+    ):
+        bench.reset(before)
+        ends.append(run(*job))
+        check_rows(data_of(ends[-1]))
+    after, rivals, strangers = ends
+    grown = Grown((*jobs[0], "--incremental"), begun[0], after)
+    return grown, data_of(after), data_of(rivals), data_of(strangers)
 
 
 def settle(bench: Bench, scenario: Scenario) -> Scenario:
