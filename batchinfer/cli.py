@@ -6,6 +6,7 @@ Nothing heavy is imported until a command needs it: `--help` stays under 0.3 s.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -19,6 +20,7 @@ import typer
 from batchinfer import __version__
 from batchinfer.commands.check import audit_command, doctor_command, verify_command
 from batchinfer.commands.console import print_out, print_to_stderr, safe
+from batchinfer.commands.logfile import close_log_file, note
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.run import resume_command, run_command
 from batchinfer.commands.tune import tune_command
@@ -90,6 +92,7 @@ def command() -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Every error that a user can cause is one line."""
     _fill_standard_streams()
+    close_log_file()
     try:
         result = app(args=arguments, standalone_mode=False)
     except BatchInferError as error:
@@ -100,6 +103,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except Exception:
         print_to_stderr(without_secrets(traceback.format_exc().rstrip()))
+        note(logging.ERROR, traceback.format_exc())
         return _fail("internal error: this is a bug in batchinfer, please report it", 1)
     return result if isinstance(result, int) else 0
 
@@ -113,6 +117,7 @@ def _one_line(error: typer.TyperException) -> str:
 
 def _fail(message: str, code: int) -> int:
     print_to_stderr(safe(f"batchinfer: {message}"))
+    note(logging.ERROR, f"{message} (exit code {code})")
     return code
 
 

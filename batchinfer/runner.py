@@ -58,7 +58,8 @@ def run(
             raise UsageError("--shard: not with --overwrite, which needs the folder for itself")
         if part is not None and config.executor == "ray":
             raise UsageError("--shard: not with --executor ray, which hands out all chunks")
-        config = config.model_copy(update={"shard": None})  # it is this call's, not the job's
+        # These are this call's, not the job's.
+        config = config.model_copy(update={"shard": None, "log_file": None})
         previous = None if overwrite else load_plan(config.output)
         if incremental:
             _refuse_beside_incremental(config, part, overwrite)
@@ -119,7 +120,7 @@ def resume(
     checksums are set aside and made again. `changes` may name what does not change the answers:
     device, devices, device_map, max_memory, offload_folder, executor, ray_address, ray_actors, ray_gpus,
     ray_cpus, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
-    max_errors, deadline, batch_timeout.
+    max_errors, deadline, log_file, batch_timeout.
     Raises what `run` raises; JobMismatchError names the input or the part of the model that changed.
 
     A job that trusts its model (`trust_remote_code`, `allow_pickle`) must be trusted anew: the folder
@@ -170,7 +171,7 @@ def resume(
 
 def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
     """The changes that a resume asks for, and what follows: whoever names devices means those alone."""
-    changes = {"deadline": None, **changes, "shard": None}  # both are those of one command
+    changes = {"deadline": None, **changes, "shard": None, "log_file": None}  # of one command
     is_spread = changes.get("device_map") not in (None, "none")
     if part is not None or changes.get("devices"):
         changes.setdefault("executor", "auto")

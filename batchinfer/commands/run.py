@@ -21,6 +21,7 @@ from batchinfer.commands.console import (
     to_json,
 )
 from batchinfer.commands.flags import CONSENTS, RESUME_FLAGS, RUN_FLAGS
+from batchinfer.commands.logfile import note, open_log_file, open_named
 from batchinfer.config import RunConfig
 from batchinfer.options import options_of
 
@@ -57,7 +58,9 @@ def run_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Answer every row of the inputs, and write sharded Parquet."""
+    open_named(flags)
     job = RunConfig.load({**flags, **({"inputs": tuple(inputs)} if inputs else {})}, config)
+    open_log_file(job.log_file)
     with Conduct(quiet, verbose, no_progress) as (progress, stop):
         from batchinfer.runner import run
 
@@ -90,6 +93,7 @@ def resume_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Go on after any failure; the run folder knows its job."""
+    open_named(flags)
     variables = {n: v for n, v in RunConfig.variables(os.environ).items() if n in RESUME_FLAGS}
     changes = {**variables, **flags}
     given = RunConfig.load(flags, environ=os.environ)  # what is wrong is told before all else
@@ -110,6 +114,7 @@ def resume_command(
 
 def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:
     """Print the summary and exit with the report's code."""
+    note(logging.INFO, report.to_text())
     if as_json:
         print_out(to_json(report.to_dict()))
     elif quiet:
