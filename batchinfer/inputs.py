@@ -43,7 +43,8 @@ def check_inputs(plan: Plan, shards: Mapping[ChunkId, Shard], gone: Collection[s
             if any(map(_is_gone, after.files)):
                 _check_by_file(before, after)
                 continue
-            with closing(SegmentAgain(after, plan, last=made[-1].chunk)) as again:
+            last = made[-1].chunk
+            with closing(SegmentAgain(after, plan, last, only_digests=True)) as again:
                 for chunk in made:
                     again.chunk_of(shards[chunk])
     return dataclasses.replace(plan, segments=tuple(segments))
@@ -111,15 +112,20 @@ def as_it_is_now(
 class SegmentAgain:
     """A segment, read again up to the chunk `last`, beside the shards that were made from it.
 
-    `num_rows` counts the rows read so far; `ended`: they are all that the segment has.
+    `num_rows` counts the rows read so far; `ended`: they are all that the segment has. `only_digests`: as
+    of `read_chunks`; then no rows are counted.
     """
 
-    def __init__(self, segment: Segment, plan: Plan, last: int) -> None:
+    def __init__(
+        self, segment: Segment, plan: Plan, last: int, *, only_digests: bool = False
+    ) -> None:
         self.num_rows = 0
         self.ended = False
         self._segment = segment
         span = Span(segment, first=0, start=segment.start, stop=last + 1)
-        self._chunks = read_chunks(span, plan.chunk_rows, plan.read_options)
+        self._chunks = read_chunks(
+            span, plan.chunk_rows, plan.read_options, only_digests=only_digests
+        )
 
     def chunk_of(self, shard: Shard) -> Chunk:
         """The chunk that a shard was made from; shards are asked for in order, some may be left out.

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer import RunConfig, resume, run
+from batchinfer import RunConfig, growth, resume, run
 from batchinfer.core import Answers, Batch
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import (
@@ -35,6 +35,7 @@ from batchinfer.reporting.progress import Rates
 from batchinfer.reporting.report import RunReport
 from batchinfer.reporting.status import read_status
 from batchinfer.verification import verify
+from batchinfer.worker import Worker
 from batchinfer.writers import run_folder
 from batchinfer.writers.run_folder import RunFolder, require_plan
 from tests.conftest import read_output, shard_bytes
@@ -537,6 +538,31 @@ def test_of_two_runs_that_add_something_at_once_one_wins(inputs: Path, tmp_path:
     assert verify(output).exit_code == 0
 
 
+def test_what_was_answered_is_compared_first_and_success_goes_before_the_plan_grows(
+    inputs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    order: list[str] = []
+
+    def noted(place: Any, name: str) -> None:
+        real = getattr(place, name)
+
+        def call(*arguments: Any, **more: Any) -> Any:
+            order.append(name)
+            return real(*arguments, **more)
+
+        monkeypatch.setattr(place, name, call)
+
+    go_on(inputs, tmp_path / "out")
+    append(inputs / "a.jsonl", lines(25, 5))
+    noted(growth, "check_inputs")
+    noted(Worker, "load")
+    for name in ("retract_success", "extend", "commit", "finish"):
+        noted(RunFolder, name)
+    go_on(inputs, tmp_path / "out")
+    firsts = list(dict.fromkeys(order))
+    assert firsts == ["check_inputs", "load", "retract_success", "extend", "commit", "finish"]
+
+
 # -- inputs that go, and names that stay -----------------------------------------------------------
 
 
@@ -646,7 +672,7 @@ def test_a_second_run_is_told_who_holds_the_folder(inputs: Path, tmp_path: Path)
     go_on(inputs, tmp_path / "out")
     with (
         RunFolder(tmp_path / "out"),
-        pytest.raises(Interrupted, match=rf"another batchinfer is at work .*pid {os.getpid()}"),
+        pytest.raises(Interrupted, match=rf"another batchinfer .*pid {os.getpid()} .* since 20"),
     ):
         go_on(inputs, tmp_path / "out")
 

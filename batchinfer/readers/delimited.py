@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -89,6 +89,14 @@ class CsvReader(TextReader):
         return Rows(table, digest.digest(), first_row, errors, np.array(lines, np.int64))
 
     def skip(self, num_rows: int) -> int:
+        return self._pass(num_rows, lambda data: None)
+
+    def digest(self, num_rows: int) -> tuple[int, bytes]:
+        digest = hashlib.sha256()
+        return self._pass(num_rows, digest.update), digest.digest()
+
+    def _pass(self, num_rows: int, see: Callable[[bytes], None]) -> int:
+        """Go on so many rows, and have their bytes seen."""
         done = 0
         while done < num_rows:
             block = self._cursor.peek(min(num_rows - done, self._batch_lines))
@@ -104,7 +112,7 @@ class CsvReader(TextReader):
             else:  # each that is not blank is a record, be it an error
                 done += num_lines - list(map(bytes.strip, block, repeat(b"\r"))).count(b"")
             self._resize(num_lines >= len(block))
-            self._cursor.advance(num_lines)
+            see(self._cursor.advance(num_lines))
         self._row += done
         return done
 

@@ -185,8 +185,8 @@ class RunFolder:
         while not _holders(self.path) and time.monotonic() < until:
             time.sleep(0.02)
         raise Interrupted(
-            f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
-            f"wait for it, or watch it with `batchinfer status {self.path}`"
+            f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}), and this "
+            f"one has done nothing; wait for it, or watch it with `batchinfer status {self.path}`"
         )
 
     def _lock(self, path: Path, kind: int) -> bool:
@@ -559,6 +559,8 @@ class RunFolder:
 
 #: How the caller names a run folder: a path, or the address of one in a store.
 Name = str | os.PathLike[str] | RemotePath
+#: When a holder began, as its run id says.
+_BEGAN = re.compile(r"(\d{4})(\d\d)(\d\d)T(\d\d)(\d\d)(\d\d)-")
 #: Holders that a message names.
 _MOST_HOLDERS = 3
 #: The run folders that this process holds, by real path.
@@ -643,18 +645,26 @@ def refuse_live(path: Name, command: str) -> None:
 def describe_holder(path: Name) -> str:
     """Who holds a run folder, as it said itself; of many, some."""
     said = filter(None, map(_read_holder, _holders(path)[:_MOST_HOLDERS]))
-    return ", ".join(f"pid {pid} on {host}" for pid, host in said) or (
-        "its holder did not say who it is"
-    )
+    return ", ".join(said) or "its holder did not say who it is"
 
 
-def _read_holder(place: Place) -> tuple[str, str] | None:
-    """The process and the host that a holder says it is; None where it cannot be read."""
+def _read_holder(place: Place) -> str | None:
+    """The process, the host and the time that a holder says of itself; None where it cannot be read."""
     try:
         with open_regular(place) as file:
             holder = json.loads(file.read())
-        return str(holder["pid"])[:100], str(holder["host"])[:100]
-    except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
+        began = _BEGAN.match(str(holder.get("run_id")))
+        since = ", since {}-{}-{} {}:{}:{}".format(*began.groups()) if began else ""
+        return f"pid {str(holder['pid'])[:100]} on {str(holder['host'])[:100]}{since}"
+    except (
+        JobMismatchError,
+        OSError,
+        ValueError,
+        LookupError,
+        TypeError,
+        AttributeError,
+        RecursionError,
+    ):
         return None
 
 
