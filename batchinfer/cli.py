@@ -6,6 +6,7 @@ Nothing heavy is imported until a command needs it: `--help` stays under 0.3 s.
 from __future__ import annotations
 
 import atexit
+import logging
 import os
 import signal
 import sys
@@ -23,6 +24,7 @@ from batchinfer.commands.check import audit_command, doctor_command, verify_comm
 from batchinfer.commands.console import complain, print_out, print_to_stderr
 from batchinfer.commands.demo import demo_command
 from batchinfer.commands.export import export_command
+from batchinfer.commands.logfile import close_log_file, note
 from batchinfer.commands.look import errors_command, status_command
 from batchinfer.commands.mistakes import unknown_command, wrong_command_line
 from batchinfer.commands.plan import plan_command
@@ -115,6 +117,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; return the exit code. Every error that a user can cause is one line."""
     _fill_standard_streams()
     arguments = sys.argv[1:] if arguments is None else arguments
+    close_log_file()
     try:
         result = app(args=arguments, prog_name="batchinfer", standalone_mode=False)
     except BatchInferError as error:
@@ -125,12 +128,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 128 + signal.SIGINT
     except Exception:
         print_to_stderr(without_secrets(traceback.format_exc().rstrip()))
+        note(logging.ERROR, traceback.format_exc())
         return _fail("internal error: this is a bug in batchinfer, please report it", 1)
     return result if isinstance(result, int) else 0
 
 
 def _fail(message: str, code: int) -> int:
     complain(message)
+    note(logging.ERROR, f"{message} (exit code {code})")
     return code
 
 

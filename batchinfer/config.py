@@ -225,6 +225,13 @@ class RunConfig(BaseModel):
     deadline: Duration = knob(
         None, "Stop cleanly before this time is over: 45s, 30m, 2h, 1h30m", CONDUCT, free=True, gt=0
     )
+    log_file: Text | None = knob(
+        None,
+        "Write the log here too, with times; at 10 MB it gets a number (.1), and five of those are kept",
+        CONDUCT,
+        free=True,
+        min_length=1,
+    )
     batch_timeout: Duration = knob(
         None,
         "Time a batch may take before it counts as hanging; answers in a process of its own "

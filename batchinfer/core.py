@@ -37,13 +37,29 @@ TENSOR_DTYPES = (
 )  # fmt: skip
 
 
+class Position(NamedTuple):
+    """Where the next row of a segment starts.
+
+    `file` counts within the segment. `offset` is in bytes of the decompressed UTF-8 text, or in rows
+    for Parquet. `line` (0-based, physical) and `row` (0-based) count within that file.
+    """
+
+    file: int = 0
+    offset: int = 0
+    line: int = 0
+    row: int = 0
+
+
+BEGINNING = Position()
+
+
 @dataclass(frozen=True, slots=True)
 class InputFile:
-    """One input file as it was when the job was planned.
+    """One input file as it was when the job was planned; or a part of it, where it has grown since.
 
     `source` is what the output's `_source` says: the path below the common folder of all inputs, so
     that shards do not depend on where the data happens to lie. `compression` is "gz", "zst", "bz2",
-    "xz" or "".
+    "xz" or "". The rows are those of the bytes from `start` up to `size`.
     """
 
     path: str
@@ -54,11 +70,31 @@ class InputFile:
     mtime_ns: int
     #: What a store says of it, where that is not on a disk.
     version: str = ""
+    start: Position = BEGINNING
+    #: Bytes behind `size`: they belong to a later segment, or are no whole row yet.
+    excess: int = 0
+    #: Whether more may be appended to it while the job goes on.
+    grows: bool = False
+    #: SHA-256 of the part's bytes, of small files that may grow: they share chunks with others.
+    digest: str = ""
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes on disk of the rows that are read."""
+        return self.size - self.start.offset
+
+    @property
+    def is_bounded(self) -> bool:
+        """Whether there may be bytes behind `size`, which are not to be read."""
+        return self.grows or self.excess > 0
 
     def is_as(self, status: FileStatus) -> bool:
         """Whether the file is the one that was planned, as far as one sees without reading it."""
+        size = self.size + self.excess
+        if self.grows and status.size > size:
+            return True
         now = (status.size, status.mtime_ns, status.version)
-        return now == (self.size, self.mtime_ns, self.version)
+        return now == (size, self.mtime_ns, self.version)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,20 +111,29 @@ class Segment:
     @property
     def size(self) -> int:
         """Bytes on disk."""
-        return sum(file.size for file in self.files)
+        return sum(file.num_bytes for file in self.files)
+
+    @property
+    def start(self) -> Position:
+        """Where its first row starts."""
+        return self.start_of(0) if self.files else BEGINNING
+
+    def start_of(self, file: int) -> Position:
+        """Where the first row of one of its files starts."""
+        return self.files[file].start._replace(file=file)
 
 
-class Position(NamedTuple):
-    """Where the next row of a segment starts.
+@dataclass(frozen=True, slots=True)
+class Increment:
+    """What an incremental run has added to a job: the segments from `first` on.
 
-    `file` counts within the segment. `offset` is in bytes of the decompressed UTF-8 text, or in rows
-    for Parquet. `line` (0-based, physical) and `row` (0-based) count within that file.
+    `num_rows`: about so many. `gone`: inputs, by their source, that are not there any more; all of their
+    rows were answered.
     """
 
-    file: int = 0
-    offset: int = 0
-    line: int = 0
-    row: int = 0
+    first: int
+    num_rows: int
+    gone: tuple[str, ...] = ()
 
 
 class ChunkId(NamedTuple):
@@ -556,15 +601,15 @@ def pending_spans(segments: Iterable[Segment], shards: Mapping[ChunkId, Shard]) 
         first, last = 0, None
         for id in committed.get(segment.index, ()):
             if id.chunk > first:
-                yield Span(segment, first, _end_of(last, shards), id.chunk)
+                yield Span(segment, first, _end_of(segment, last, shards), id.chunk)
             first, last = id.chunk + 1, id
         if last is None or not shards[last].ends_segment:
-            yield Span(segment, first, _end_of(last, shards), None)
+            yield Span(segment, first, _end_of(segment, last, shards), None)
 
 
-def _end_of(chunk: ChunkId | None, shards: Mapping[ChunkId, Shard]) -> Position:
+def _end_of(segment: Segment, chunk: ChunkId | None, shards: Mapping[ChunkId, Shard]) -> Position:
     """Where a chunk ends; None stands in front of a segment's first."""
-    return Position() if chunk is None else shards[chunk].next
+    return segment.start if chunk is None else shards[chunk].next
 
 
 def without_chunks(span: Span, done: Container[int]) -> Iterator[Span]:

@@ -24,7 +24,8 @@ from batchinfer.machine import cache_folder, cpu_name, usable_cores, usable_memo
 from batchinfer.reporting.facts import versions
 from batchinfer.storage import Place, RemotePath, place_of_output
 from batchinfer.writers.durable import publish
-from batchinfer.writers.run_folder import describe_holder, has_plan, is_locked
+from batchinfer.writers.holders import describe_holder, is_locked
+from batchinfer.writers.run_folder import has_plan
 
 #: What opens more doors: its module, what it is for, and how it is installed.
 _OPTIONAL = (

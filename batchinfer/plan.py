@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import bisect
 import dataclasses
 import functools
 import hashlib
@@ -11,7 +12,10 @@ import math
 import os
 import reprlib
 import typing
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 import pyarrow as pa
@@ -21,8 +25,10 @@ from batchinfer.config import RunConfig, knob_of
 from batchinfer.core import (
     BOOKKEEPING,
     TENSOR_DTYPES,
+    Increment,
     InputFile,
     ModelSpec,
+    Position,
     Segment,
     TensorSpec,
 )
@@ -53,7 +59,8 @@ class Plan:
     `input_schema`: the columns that are read, and their types. `output_schema`: those of every shard.
     `row_bytes` (mean, of the decompressed input) and `num_rows_estimate` come from a sample; they size
     buffers and progress, nothing that is written. `tuned`: settings that `batchinfer tune` found, if
-    any; they do not belong to the identity, but a resumed run keeps them.
+    any; they do not belong to the identity, but a resumed run keeps them. `increments`: what was added to
+    the job since it was begun; their segments are the last ones (see increments.py).
     """
 
     config: RunConfig
@@ -64,34 +71,49 @@ class Plan:
     row_bytes: float
     num_rows_estimate: int
     tuned: Tuned | None = None
+    increments: tuple[Increment, ...] = ()
 
     @functools.cached_property
     def identity(self) -> dict[str, Any]:
-        """All that the answers depend on: no time, no absolute path, no hardware."""
+        """All that the answers depend on: no time, no absolute path, no hardware.
+
+        The inputs are those that the job was begun with.
+        """
         return {
             "plan_format": FORMAT,
             **{name: _plain(getattr(self.config, name)) for name in IDENTITY_KNOBS},
             "model": dataclasses.asdict(dataclasses.replace(self.model, name="")),
-            "inputs": [
-                {
-                    "source": f.source,
-                    "format": f.format,
-                    "compression": f.compression,
-                    "size": f.size,
-                }
-                for segment in self.segments
-                for f in segment.files
-            ],
-            "segments": [[len(s.files), s.max_rows] for s in self.segments],
+            **_inputs(self.segments[: self._firsts[1]]),
             "input columns": _columns(self.input_schema),
             "output columns": _columns(self.output_schema),
         }
 
-    @functools.cached_property
+    @property
     def id(self) -> str:
-        """Names the job; stands in the footer of each of its shards."""
-        canonical = json.dumps(self.identity, sort_keys=True, ensure_ascii=True)
-        return hashlib.sha256(canonical.encode()).hexdigest()[:32]
+        """Names the job."""
+        return self.ids[0]
+
+    @functools.cached_property
+    def ids(self) -> tuple[str, ...]:
+        """Names the job as it was begun, and as each increment has made it."""
+        ids = [_digest(self.identity)]
+        for first, following in pairwise(self._firsts[1:]):
+            ids.append(_digest({"after": ids[-1], **_inputs(self.segments[first:following])}))
+        return tuple(ids)
+
+    def id_of(self, segment: int) -> str:
+        """The job as it was when a segment was added: so it stands in the footers of its shards."""
+        return self.ids[max(0, bisect.bisect_right(self._firsts, segment, hi=len(self.ids)) - 1)]
+
+    @functools.cached_property
+    def _firsts(self) -> tuple[int, ...]:
+        """The first segment of the job as it was begun and of each increment, and the end of them all."""
+        return (0, *(one.first for one in self.increments), len(self.segments))
+
+    @property
+    def gone(self) -> frozenset[str]:
+        """The inputs, by source, that need not be there any more."""
+        return frozenset(source for one in self.increments for source in one.gone)
 
     def as_held(self, held: Plan) -> Plan:
         """This plan, with what a run folder's plan has noted beside the job.
@@ -145,6 +167,7 @@ class Plan:
 
     def to_json(self) -> bytes:
         """plan.json."""
+        assert not self.increments, "they have files of their own"
         document = {
             "format": FORMAT,
             "plan_id": self.id,
@@ -157,7 +180,7 @@ class Plan:
             "num_rows_estimate": self.num_rows_estimate,
             "tuned": None if self.tuned is None else dataclasses.asdict(self.tuned),
         }
-        document["checksum"] = _checksum(document)
+        document["checksum"] = checksum_of(document)
         return json.dumps(document, indent=1).encode()
 
     @classmethod
@@ -167,55 +190,48 @@ class Plan:
         Raises StorageError where it was damaged. The checksum keeps no one from writing a plan by hand:
         JobMismatchError where it holds what batchinfer never writes.
         """
-        try:
-            document = json.loads(content)
-            checksum = document.pop("checksum")
-            intact = checksum == _checksum(document)
-        except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
-            intact = False
-        if not intact:
-            raise StorageError(
-                "damaged: it is not what batchinfer wrote",
-                file=path,
-                advice="restore it, or start again with `batchinfer run` in another folder",
-            )
-        written = document.get("format")
-        if type(written) is int and written != FORMAT:
-            raise JobMismatchError(
-                f"{path}: written by another version of batchinfer (plan format "
-                f"{written}, this one has {FORMAT}); resume with that version"
-            )
-        try:
+        document = read_document(content, path)
+        with strangers_refused(path):
             plan = cls(
                 config=_config_from_json(document["config"]),
                 model=_model_from_json(document["model"]),
-                segments=_segments_from_json(document["segments"]),
+                segments=segments_from_json(document["segments"]),
                 input_schema=_schema_from_json(document["input_schema"]),
                 output_schema=_schema_from_json(document["output_schema"]),
                 row_bytes=_number(document["row_bytes"]),
-                num_rows_estimate=_whole(document["num_rows_estimate"]),
+                num_rows_estimate=whole_number(document["num_rows_estimate"]),
                 tuned=_tuned_from_json(document.get("tuned")),
             )
             _require_columns(plan)
             plan_id = plan.id
-        except (
-            ArithmeticError,
-            AttributeError,
-            LookupError,
-            OSError,
-            TypeError,
-            ValueError,
-        ) as error:
-            reason = f"{type(error).__name__}: {one_line(error, 100)}"
-            raise JobMismatchError(
-                f"{path}: not written by this version of batchinfer ({reason}); "
-                "resume with that version, or start anew with another --output"
-            ) from None
         if plan_id != document.get("plan_id"):
             raise JobMismatchError(
                 f"{path}: written by another version of batchinfer; resume with that version"
             )
         return plan
+
+
+def _inputs(segments: Sequence[Segment]) -> dict[str, Any]:
+    """What the answers depend on of the inputs."""
+    files = [file for segment in segments for file in segment.files]
+    return {
+        "inputs": [
+            {
+                "source": file.source,
+                "format": file.format,
+                "compression": file.compression,
+                "size": file.size,
+                **({"start": file.start} if file.start != Position() else {}),
+            }
+            for file in files
+        ],
+        "segments": [[len(segment.files), segment.max_rows] for segment in segments],
+    }
+
+
+def _digest(identity: Mapping[str, Any]) -> str:
+    canonical = json.dumps(identity, sort_keys=True, ensure_ascii=True)
+    return hashlib.sha256(canonical.encode()).hexdigest()[:32]
 
 
 def first_difference(planned: Plan, asked: Plan) -> str:
@@ -288,7 +304,8 @@ def _plain(value: Any) -> Any:
     return list(value) if isinstance(value, tuple) else value
 
 
-def _checksum(document: dict[str, Any]) -> str:
+def checksum_of(document: Mapping[str, Any]) -> str:
+    """What stands in a plan's document beside all else that it says."""
     return hashlib.sha256(json.dumps(document, sort_keys=True).encode()).hexdigest()
 
 
@@ -296,6 +313,44 @@ def _schema_to_json(schema: pa.Schema) -> dict[str, Any]:
     """The exact schema for the program, and a legible one for people."""
     ipc = base64.b64encode(schema.serialize().to_pybytes()).decode()
     return {"columns": _columns(schema), "arrow_ipc": ipc}
+
+
+def read_document(content: bytes, path: str) -> dict[str, Any]:
+    """The document in a plan's file. Raises StorageError where it is damaged, and JobMismatchError where
+    another version of batchinfer wrote it.
+    """
+    try:
+        document: dict[str, Any] = json.loads(content)
+        checksum = document.pop("checksum")
+        intact = checksum == checksum_of(document)
+    except (ValueError, KeyError, AttributeError, TypeError, RecursionError):
+        intact = False
+    if not intact:
+        raise StorageError(
+            "damaged: it is not what batchinfer wrote",
+            file=path,
+            advice="restore it, or start again with `batchinfer run` in another folder",
+        )
+    written = document.get("format")
+    if type(written) is int and written != FORMAT:
+        raise JobMismatchError(
+            f"{path}: written by another version of batchinfer (plan format "
+            f"{written}, this one has {FORMAT}); resume with that version"
+        )
+    return document
+
+
+@contextmanager
+def strangers_refused(path: str) -> Iterator[None]:
+    """Say of a document that holds what batchinfer never writes that it is not this version's."""
+    try:
+        yield
+    except (ArithmeticError, AttributeError, LookupError, OSError, TypeError, ValueError) as error:
+        reason = f"{type(error).__name__}: {one_line(error, 100)}"
+        raise JobMismatchError(
+            f"{path}: not written by this version of batchinfer ({reason}); "
+            "resume with that version, or start anew with another --output"
+        ) from None
 
 
 # -- what a plan.json may hold; each raises ValueError, TypeError or KeyError for anything else -----
@@ -337,36 +392,46 @@ def _model_from_json(document: dict[str, Any]) -> ModelSpec:
     _require(spec.pooling in ("mean", "cls", "last"), "model pooling: unknown")
     _require(type(spec.normalize) is bool, "model normalize: neither true nor false")
     _require(type(spec.is_stacked) is bool, "model is_stacked: neither true nor false")
-    _require(0 < _whole(spec.max_length) <= 1 << 30, "model max_length: out of range")
-    _require(_whole(spec.dimension) <= 1 << 30, "model dimension: out of range")
-    _require(_whole(spec.vocab_size) <= 1 << 30, "model vocab_size: out of range")
+    _require(0 < whole_number(spec.max_length) <= 1 << 30, "model max_length: out of range")
+    _require(whole_number(spec.dimension) <= 1 << 30, "model dimension: out of range")
+    _require(whole_number(spec.vocab_size) <= 1 << 30, "model vocab_size: out of range")
     return spec
 
 
 def _tensor_from_json(document: dict[str, Any]) -> TensorSpec:
     shape = document["shape"]
     _require(type(shape) is list and len(shape) <= 8, "the shape of a tensor is none")
-    _require(all(0 < _whole(size) <= 1 << 30 for size in shape), "the shape of a tensor is none")
+    _require(
+        all(0 < whole_number(size) <= 1 << 30 for size in shape), "the shape of a tensor is none"
+    )
     tensor = TensorSpec(**{**document, "shape": tuple(shape)})
     _text(tensor.name).encode()
     _require(tensor.dtype in TENSOR_DTYPES, "the type of a tensor is unknown")
     return tensor
 
 
-def _segments_from_json(document: list[dict[str, Any]]) -> tuple[Segment, ...]:
-    _require(type(document) is list and len(document) > 0, "it has no segments")
+def segments_from_json(document: list[dict[str, Any]], first: int = 0) -> tuple[Segment, ...]:
+    """The segments that a document has, from number `first` on; only an increment may have none."""
+    _require(type(document) is list and len(document) + first > 0, "it has no segments")
     segments = []
-    for index, segment in enumerate(document):
+    for index, segment in enumerate(document, first):
         _require(segment["index"] == index, "segments are out of order")
         _require(type(segment["files"]) is list and len(segment["files"]) > 0, "a segment is empty")
         limit = segment["max_rows"]
         files = tuple(_file_from_json(file) for file in segment["files"])
-        segments.append(Segment(index, files, None if limit is None else _whole(limit)))
+        segments.append(Segment(index, files, None if limit is None else whole_number(limit)))
     return tuple(segments)
 
 
 def _file_from_json(document: dict[str, Any]) -> InputFile:
-    file = InputFile(**document)
+    start = Position(*map(whole_number, document.get("start", ())))
+    file = InputFile(**{**document, "start": start})
+    _require(
+        start.file == 0 and start.offset <= whole_number(file.size), "the place of a part is none"
+    )
+    _require(type(file.grows) is bool, "an input neither grows nor does not")
+    whole_number(file.excess)
+    _text(file.digest)
     has_path = os.path.isabs(_text(file.path)) or file.path.partition("://")[0] in SCHEMES
     _require(has_path and "\0" not in file.path, "an input has no path")
     _text(file.version).encode()
@@ -377,7 +442,6 @@ def _file_from_json(document: dict[str, Any]) -> InputFile:
         and not (file.compression and file.format == "parquet"),
         "the compression of an input is unknown",
     )
-    _whole(file.size)
     _require(
         type(file.mtime_ns) is int and abs(file.mtime_ns) < 1 << 63, "the time of an input is none"
     )
@@ -403,7 +467,8 @@ def _text(value: object) -> str:
     return value
 
 
-def _whole(value: object) -> int:
+def whole_number(value: object) -> int:
+    """A count or a size. Raises ValueError where it is none."""
     if type(value) is not int or not 0 <= value < 1 << 63:
         raise ValueError("a count or size is no whole number, or out of range")
     return value

@@ -18,7 +18,7 @@ from batchinfer.config import RunConfig, flag_name
 from batchinfer.core import BOOKKEEPING, InputFile, ModelSpec, Position, Segment
 from batchinfer.engines import describe_model, kind_of_device, require_fit, resolve_dtype
 from batchinfer.engines.modules import names_module
-from batchinfer.errors import JobMismatchError, UsageError, one_line
+from batchinfer.errors import InputError, JobMismatchError, UsageError, one_line
 from batchinfer.hints import listed, unknown_column
 from batchinfer.plan import Plan
 from batchinfer.profiles import Profile, Tuned, kept_profile, key_of, named_profile
@@ -29,7 +29,9 @@ from batchinfer.readers import (
     list_inputs,
     open_reader,
 )
+from batchinfer.readers.base import shown
 from batchinfer.readers.columns import is_list
+from batchinfer.readers.growing import as_growing
 from batchinfer.tasks import create_task
 from batchinfer.tasks.features import is_feature, width_of
 from batchinfer.tasks.generation import with_settings
@@ -56,13 +58,18 @@ _LOOK_ROWS, _MAX_LOOKS = 64, 64
 
 
 def make_plan(
-    config: RunConfig, previous: Plan | None = None, *, is_rehearsal: bool = False
+    config: RunConfig,
+    previous: Plan | None = None,
+    *,
+    is_rehearsal: bool = False,
+    incremental: bool = False,
 ) -> tuple[Plan, Path | None]:
     """Resolve a configuration; return the plan and the model's folder (None: the engine needs none).
 
     Where `previous` is given (the plan that the run folder holds), every `auto` resolves as it did
     then, and the settings stay. A rehearsal (`batchinfer tune`) writes no output, so it needs no run
-    folder; where one is named, what lies in it is no input. Raises UsageError, InputError or ModelError.
+    folder; where one is named, what lies in it is no input. `incremental`: what is no whole row yet is left
+    for the run that finds its end. Raises UsageError, InputError or ModelError.
     """
     if not (config.output or is_rehearsal):
         raise UsageError("no run folder: name one with --output")
@@ -75,22 +82,21 @@ def make_plan(
         header=config.header,
         max_line_bytes=config.max_line_bytes,
     )
+    if incremental:
+        files = [as_growing(file, options) for file in files]
     summary = inspect_inputs(files, options, config.types)
+    if incremental and not summary.schema.names:
+        raise InputError(
+            f"{shown(files[0].path)}: no whole row yet, and the first run fixes the columns; start it when "
+            "there is one"
+        )
     found = _with_columns(summary.schema.remove_metadata(), config)
     answering = (*config.text_columns, *config.value_columns(found.names))
     kept = _kept_columns(config, found)
 
     spec, folder = describe_model(config, found, _widths(files, options, found, config))
     config, tuned = _tuned(asked, config, spec, previous)
-    resolved = {
-        "task": spec.task,
-        "max_length": spec.max_length,
-        "dtype": resolve_dtype(config, spec),
-        "chunk_rows": config.chunk_rows or _chunk_rows(summary.row_bytes, spec.task),
-    }
-    config = config.model_copy(update=resolved)
-    shares_answers = create_task(spec, config, found).shares_answers
-    config = config.model_copy(update={"dedup": "chunk" if shares_answers else "off"})
+    config = _resolved(config, spec, summary.row_bytes, found)
     segments = group_segments(files)
     num_rows = summary.num_rows_estimate
     if config.limit is not None:
@@ -108,6 +114,33 @@ def make_plan(
         tuned=tuned,
     )
     return plan, folder
+
+
+def plan_again(config: RunConfig, held: Plan) -> tuple[Plan, Path | None]:
+    """The plan `held` as this configuration asks for it; what differs is `first_difference`'s to tell.
+
+    Its inputs and columns stay: nothing is listed, and nothing sampled. Returns and raises what `make_plan`
+    does.
+    """
+    asked = config = with_settings(settled(config))
+    config = _resolve_engine(config, held)
+    spec, folder = describe_model(config, held.input_schema, held.model.widths)
+    config, tuned = _tuned(asked, config, spec, held)
+    config = _resolved(config, spec, held.row_bytes, held.input_schema)
+    return dataclasses.replace(held, config=config, model=spec, tuned=tuned), folder
+
+
+def _resolved(config: RunConfig, spec: ModelSpec, row_bytes: float, found: pa.Schema) -> RunConfig:
+    """The configuration with each `auto` resolved that the answers depend on."""
+    resolved = {
+        "task": spec.task,
+        "max_length": spec.max_length,
+        "dtype": resolve_dtype(config, spec),
+        "chunk_rows": config.chunk_rows or _chunk_rows(row_bytes, spec.task),
+    }
+    config = config.model_copy(update=resolved)
+    shares_answers = create_task(spec, config, found).shares_answers
+    return config.model_copy(update={"dedup": "chunk" if shares_answers else "off"})
 
 
 def with_profile(plan: Plan, held: Plan) -> Plan:

@@ -19,9 +19,10 @@ from batchinfer.core import ChunkId, Shard, Span, retry_spans
 from batchinfer.engines import describe_model, require_fit
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.forecasting.kept import ForecastKey, held_against
+from batchinfer.growth import with_what_is_new
 from batchinfer.inputs import are_touched, check_inputs
 from batchinfer.plan import Plan, first_difference
-from batchinfer.planning import check_schemas, make_plan, with_profile
+from batchinfer.planning import check_schemas, make_plan, plan_again, with_profile
 from batchinfer.reporting.displays import Notebook
 from batchinfer.reporting.events import EventsFile
 from batchinfer.reporting.metrics import MetricsFile
@@ -42,6 +43,7 @@ def run(
     *,
     resume: bool = False,
     overwrite: bool = False,
+    incremental: bool = False,
     progress: Progress | None = None,
     displays: Iterable[Display] | None = None,
     stop: StopSignal | None = None,
@@ -49,7 +51,8 @@ def run(
     """Answer every row of `config.inputs`, and leave them in `config.output` as sharded Parquet.
 
     A finished folder of the same job is left as it is. An unfinished one goes on with `resume`;
-    `overwrite` replaces whatever job the folder holds. Raises a BatchInferError: UsageError,
+    `overwrite` replaces whatever job the folder holds; `incremental` also answers what was added to its
+    inputs since, as further shards. Raises a BatchInferError: UsageError,
     InputError, ModelError, JobMismatchError, StorageError, or Interrupted where `stop` was set, the
     disk is full, or another process holds the folder.
 
@@ -68,11 +71,27 @@ def run(
             raise UsageError("--shard: not with --overwrite, which needs the folder for itself")
         if part is not None and config.executor == "ray":
             raise UsageError("--shard: not with --executor ray, which hands out all chunks")
-        config = config.model_copy(update={"shard": None})  # it is this call's, not the job's
-        plan, model_folder = make_plan(config, None if overwrite else load_plan(config.output))
+        # These are this call's, not the job's.
+        config = config.model_copy(update={"shard": None, "log_file": None})
+        previous = None if overwrite else load_plan(config.output)
+        if incremental:
+            _refuse_beside_incremental(config, part, overwrite)
+        elif previous is not None and previous.increments:
+            raise JobMismatchError(
+                f"{config.output}: holds a job that --incremental has added to; say --incremental again, "
+                f"or go on with `batchinfer resume {config.output}`"
+            )
+        if incremental and previous is not None:
+            plan, model_folder = plan_again(config, previous)
+        else:
+            plan, model_folder = make_plan(config, previous, incremental=incremental)
         worker = Worker(plan, model_folder, monitor, stop)
         with RunFolder(config.output, part) as folder, closing(worker):
             held = None if overwrite else load_plan(config.output)
+            if incremental and previous is not None:
+                work = _Work.of(folder, _as_held_now(plan, previous, held))
+                _add_what_is_new(work, worker)
+                return _answer_all(work, worker, began)
             begins = held is None
             if held is None:
                 worker.load()  # a model that cannot be loaded leaves the folder as it was
@@ -81,7 +100,7 @@ def run(
                 # has one by now is joined, never begun anew.
                 held = folder.begin(plan) if overwrite else folder.join(plan)
             refuse_other_job(held, plan)
-            if not (begins or resume or part or folder.is_finished):
+            if not (begins or resume or incremental or part or folder.is_finished):
                 raise JobMismatchError(
                     f"{config.output}: holds this job, unfinished; go on with `batchinfer resume "
                     f"{config.output}` (or run --resume)"
@@ -112,7 +131,7 @@ def resume(
     device, devices, device_map, max_memory, offload_folder, executor, ray_address, ray_actors, ray_gpus,
     ray_cpus, attention, compile, threads, streams, profile, max_batch_tokens, max_batch_rows, workers,
     cache (which is not taken from the folder), cache_size, max_errors, deadline, batch_timeout, progress,
-    metrics_file.
+    metrics_file, log_file.
     `displays`, `progress` and what is raised are as of `run`; JobMismatchError names the input or the part
     of the model that changed.
 
@@ -166,7 +185,9 @@ def resume(
 
 #: What a command says of itself alone: the plan may hold what an earlier one said, and a plan, which may be
 #: another's, names no folder to write to.
-_OF_ONE_COMMAND = {"deadline": None, "progress": "auto", "metrics_file": None, "cache": None}
+_OF_ONE_COMMAND = {
+    "deadline": None, "progress": "auto", "metrics_file": None, "log_file": None, "cache": None,
+}  # fmt: skip
 
 
 def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
@@ -301,6 +322,45 @@ def _monitor(
     monitor = Monitor([*shown, *metrics], progress)
     monitor.facts = {"command": command}
     return monitor
+
+
+def _refuse_beside_incremental(config: RunConfig, part: Part | None, overwrite: bool) -> None:
+    """Raise UsageError for what has no meaning beside --incremental."""
+    if overwrite:
+        raise UsageError("--incremental: not with --overwrite, which begins the job anew")
+    if part is not None:
+        raise UsageError(
+            "--incremental: not with --shard, as it needs the folder for itself; parts may go on with "
+            f"`batchinfer resume {config.output} --shard {part}` what an incremental run has begun"
+        )
+    if config.limit is not None:
+        raise UsageError("--incremental: not with --limit, behind which there is nothing new")
+
+
+def _as_held_now(plan: Plan, previous: Plan, held: Plan | None) -> Plan:
+    """The plan that was made of `previous`, now that the folder is held. Raises JobMismatchError."""
+    if held is None or held.ids != previous.ids:
+        raise Interrupted(
+            f"{plan.config.output}: another run has changed the job at the same moment; start this again"
+        )
+    refuse_other_job(held, plan)
+    return plan
+
+
+def _add_what_is_new(work: _Work, worker: Worker) -> None:
+    """Add to the job what its inputs have by now and the plan has not.
+
+    Before anything changes, what was answered is proven to be what it was; then `_SUCCESS` goes, as it does
+    not speak for what is new, and then the plan grows.
+    """
+    folder, before = work.folder, work.plan
+    work.plan = worker.plan = with_what_is_new(before, work.shards)
+    if work.plan.increments == before.increments:
+        return
+    if len(work.plan.segments) > len(before.segments):
+        worker.load()  # a model that cannot be loaded leaves the folder as it was
+        folder.retract_success()
+    folder.extend(work.plan)
 
 
 def _answer_all(work: _Work, worker: Worker, began: float) -> RunReport:

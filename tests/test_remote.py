@@ -149,6 +149,26 @@ def test_the_report_of_a_folder_in_a_store_is_a_file_here(
     assert store.objects(f"{folder}/") == before
 
 
+def test_what_is_new_in_a_store_is_answered_by_any_machine(
+    store: Store, call: Call, folder: str
+) -> None:
+    out, late = f"s3://bucket/{folder}", inputs()
+    job = ("run", "s3://bucket/late/*.jsonl", *JOB, "-o", out, "--incremental", "--quiet")
+    store.put("late/a.jsonl", late["a.jsonl"])
+    assert call(*job).returncode == 0
+    stood = store.objects(f"{folder}/data/")
+    store.put("late/b.jsonl", late["b.jsonl"])
+    done = call(*job, machine="two")
+    assert (done.returncode, done.stderr) == (0, "")
+    now = store.objects(f"{folder}/data/")
+    assert stood.items() < now.items()  # _SUCCESS, too
+    assert call("verify", out).stdout.startswith(f"{2 * ROWS // 3} rows in")
+    store.put("late/a.jsonl", late["a.jsonl"] * 2)
+    refused = call(*job)
+    assert refused.returncode == 73 and "new rows into a file of their own" in refused.stderr
+    assert store.objects(f"{folder}/data/") == now
+
+
 @pytest.mark.parametrize("name", ["s3://bucket/in/", "s3://bucket/in/*.jsonl", "http"])
 def test_what_is_named_is_read(
     store: Store, call: Call, local: Path, expected: dict[str, bytes], name: str

@@ -39,7 +39,7 @@ from batchinfer.plan import Plan
 from batchinfer.reporting.failures import read_failures
 from batchinfer.reporting.status import read_status
 from batchinfer.writers.footer import read_columns, read_pages
-from batchinfer.writers.run_folder import describe_holder, is_locked
+from batchinfer.writers.holders import describe_holder, is_locked
 from tests.conftest import ROOT, Cli, read_output
 from tests.test_run import NUM_ROWS, config, rows, run_partly, write_jsonl
 

@@ -439,7 +439,8 @@ def test_writers_that_no_lock_keeps_apart_leave_each_other_s_files_alone(
     monkeypatch.setattr(fcntl, "lockf", lambda *arguments: None)
     content = BatchBudget(100, 10)
     with RunFolder(tmp_path / "out") as first:
-        monkeypatch.setattr(run_folder, "_held", set())
+        for module in (run_folder, holders):
+            monkeypatch.setattr(module, "HELD", set())
         with RunFolder(tmp_path / "out") as second:
             with monkeypatch.context() as patch:
                 patch.setattr(durable, "sync_directory", _die)

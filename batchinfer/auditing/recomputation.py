@@ -37,7 +37,8 @@ from batchinfer.storage import Place, place_of, place_of_output
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import MAX_FLIPS, MAX_MOVEMENT, MAX_OTHER_WORDS, MIN_COSINE
 from batchinfer.writers.footer import read_columns
-from batchinfer.writers.run_folder import refuse_live, require_plan
+from batchinfer.writers.holders import refuse_live
+from batchinfer.writers.run_folder import require_plan
 from batchinfer.writers.shard import assemble
 
 log = logging.getLogger("batchinfer")

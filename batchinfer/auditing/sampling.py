@@ -39,7 +39,11 @@ def committed_shards(output: Place, plan: Plan) -> dict[ChunkId, Shard]:
             raise found
         shard, plan_id = found
         is_known = shard.id.segment < len(plan.segments)
-        if plan_id != plan.id or shard.id != parse_shard_name(name) or not is_known:
+        if (
+            plan_id != plan.id_of(shard.id.segment)
+            or shard.id != parse_shard_name(name)
+            or not is_known
+        ):
             raise JobMismatchError(
                 "belongs to another job", file=str(path), advice="move it out of the run folder"
             )

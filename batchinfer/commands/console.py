@@ -92,9 +92,13 @@ def set_up_logging(quiet: bool, verbose: bool, *, as_json: bool = False) -> None
         from batchinfer.reporting.events import JsonLogFormatter
 
         handler.setFormatter(JsonLogFormatter())
-    log.handlers = [handler]
+    handler.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    files = [one for one in log.handlers if isinstance(one, logging.FileHandler)]
+    for file in files:
+        file.setLevel(logging.DEBUG if verbose else logging.INFO)
+    log.handlers = [handler, *files]
     log.propagate = False
-    log.setLevel(logging.WARNING if quiet else logging.DEBUG if verbose else logging.INFO)
+    log.setLevel(min(one.level for one in log.handlers))
 
 
 class _SafeFormatter(logging.Formatter):

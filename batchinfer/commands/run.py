@@ -22,6 +22,7 @@ from batchinfer.commands.console import (
     to_json,
 )
 from batchinfer.commands.flags import CONSENTS, RESUME_FLAGS, RUN_FLAGS
+from batchinfer.commands.logfile import note, open_log_file, open_named
 from batchinfer.commands.plan import MaxSeconds, Price, foretell
 from batchinfer.config import RunConfig
 from batchinfer.errors import Interrupted, UsageError
@@ -53,6 +54,12 @@ def run_command(
     ] = False,
     max_seconds: MaxSeconds = None,
     price_per_hour: Price = None,
+    incremental: Annotated[
+        bool,
+        typer.Option(
+            "--incremental", help="Go on, and also answer what was added to the inputs since"
+        ),
+    ] = False,
     json: Json = False,
     quiet: Quiet = False,
     verbose: Verbose = False,
@@ -73,12 +80,21 @@ def run_command(
     for flag, given in (("--max-seconds", max_seconds), ("--price-per-hour", price_per_hour)):
         if given is not None:
             raise UsageError(f"{flag}: only with --dry-run, or `batchinfer plan`")
+    open_named(flags)
     job = RunConfig.load({**flags, **({"inputs": tuple(inputs)} if inputs else {})}, config)
+    open_log_file(job.log_file)
     progress = "none" if no_progress else job.progress
     with Conduct(quiet, verbose, progress) as (displays, stop), _told_in_json(json):
         from batchinfer.runner import run
 
-        report = run(job, resume=resume, overwrite=overwrite, displays=displays, stop=stop)
+        report = run(
+            job,
+            resume=resume,
+            overwrite=overwrite,
+            incremental=incremental,
+            displays=displays,
+            stop=stop,
+        )
     _finish(report, as_json=json, quiet=quiet)
 
 
@@ -100,6 +116,7 @@ def resume_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Go on after any failure; the run folder knows its job."""
+    open_named(flags)
     variables = {n: v for n, v in RunConfig.variables(os.environ).items() if n in RESUME_FLAGS}
     changes = {**variables, **flags}
     given = RunConfig.load(flags, environ=os.environ)  # what is wrong is told before all else
@@ -132,6 +149,7 @@ def _told_in_json(wanted: bool) -> Iterator[None]:
 
 def _finish(report: RunReport, *, as_json: bool, quiet: bool) -> None:
     """Print the summary and exit with the report's code."""
+    note(logging.INFO, report.to_text())
     if as_json:
         print_out(to_json(report.to_dict()))
     elif quiet:

@@ -22,6 +22,7 @@ from batchinfer.commands.console import (
     warn_of_variables,
 )
 from batchinfer.commands.flags import NOT_TUNED, TUNE_FLAGS
+from batchinfer.commands.logfile import open_log_file, open_named
 from batchinfer.config import RunConfig, seconds_of
 from batchinfer.lean import spare_pandas
 from batchinfer.options import options_of
@@ -56,7 +57,9 @@ def tune_command(
 ) -> None:
     """Find out what runs the model fastest on this input; `run` picks it up."""
     given = {**flags, **({"inputs": tuple(inputs)} if inputs else {})}
+    open_named(flags)
     job = RunConfig.load({**given, **({"profile": profile} if profile else {})}, config)
+    open_log_file(job.log_file)
     set_up_logging(quiet, verbose)
     warn_of_variables()
     spare_pandas()

@@ -353,7 +353,7 @@ class Pool:
         """Start an actor anew; return what others can answer of what it had."""
         member.actor.close()
         self._members.remove(member)
-        for committed in _committed_unheard(folder, member.left(), self._plan.id):
+        for committed in _committed_unheard(folder, member.left(), self._plan):
             member.committed(committed.shard.id)
             self._line.send(committed)
         # What actors mark on other machines is not seen here where the folder lies in a store: there, all
@@ -398,9 +398,7 @@ class Pool:
             member.actor.close()
 
 
-def _committed_unheard(
-    folder: RunFolder, spans: Sequence[Span], plan_id: str
-) -> Iterator[Committed]:
+def _committed_unheard(folder: RunFolder, spans: Sequence[Span], plan: Plan) -> Iterator[Committed]:
     """The shards of an actor that died before it could tell of them. Raises JobMismatchError."""
     for span in spans:
         if span.rows is not None or span.stop is None:  # those shards stood before
@@ -409,7 +407,7 @@ def _committed_unheard(
             path = folder.data / shard_name(ChunkId(span.segment.index, number))
             with suppress(FileNotFoundError, FooterError):
                 shard, found = read_footer(path)
-                if found != plan_id:
+                if found != plan.id_of(span.segment.index):
                     raise JobMismatchError(
                         f"{path}: another job has committed this shard; name another --output"
                     )

@@ -15,7 +15,8 @@ from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
 from batchinfer.sharing import Part, Share, part_of
 from batchinfer.writers.claims import refuse_foreign_folder, refuse_other_job
-from batchinfer.writers.run_folder import RunFolder, list_shards, load_plan, refuse_live
+from batchinfer.writers.holders import refuse_live
+from batchinfer.writers.run_folder import RunFolder, list_shards, load_plan
 
 
 @dataclass(frozen=True)

@@ -102,6 +102,14 @@ class Reader(ABC):
         read on (truncated, corrupt, an I/O error).
         """
 
+    def digest(self, num_rows: int) -> tuple[int, bytes]:
+        """Go on as `take` does; return how many rows, and what `take` says of them as their digest.
+
+        Formats that need not convert the rows for that do so.
+        """
+        rows = self.take(num_rows)
+        return rows.table.num_rows, rows.digest
+
     def skip(self, num_rows: int) -> int:
         """Go on so many rows, fewer only at the end of the file; return how many.
 

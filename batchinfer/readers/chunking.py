@@ -42,9 +42,12 @@ def read_chunks(
     options: ReadOptions,
     places: OffsetIndex = NO_INDEX,
     stopped: Callable[[], bool] = never,
+    *,
+    only_digests: bool = False,
 ) -> Generator[Chunk, None, None]:
     """Yield the chunks of a span, each of `chunk_rows` rows; the segment's last may have fewer.
 
+    `only_digests`: without the rows in them, which takes less work than to read them.
     An empty segment has one chunk without rows. `places`: where is kept how far it is to chunks that are
     passed over; `stopped`: whether to give up looking for the first one. Raises JobMismatchError where a
     file is not the one that was planned, and StorageError where it cannot be read on.
@@ -59,7 +62,7 @@ def read_chunks(
             start, ended = cursor.position, cursor.at_end()
         while not ended and (span.stop is None or index < span.stop):
             with _as_it_is(cursor):
-                parts = cursor.take(chunk_rows)
+                parts = (cursor.digest if only_digests else cursor.take)(chunk_rows)
                 ended = cursor.at_end()
             chunk_id = ChunkId(span.segment.index, index)
             yield _chunk(chunk_id, parts, options, start, cursor.position, ended)
@@ -84,10 +87,12 @@ def _cursor_at(
     if known := index_of(segment, options, places):
         file = segment.files[0]
         _check_unchanged(file)
-        found = seek(file, start, target, options, known, lambda: _check_unchanged(file), stopped)
+        in_front = file.start.row  # rows of the file, which are of other segments
+        wanted = in_front + target
+        found = seek(file, start, wanted, options, known, lambda: _check_unchanged(file), stopped)
         if found is None:
             return None
-        start, row = found, found.row
+        start, row = found, found.row - in_front
     cursor = _SegmentCursor(segment, options, start, row)
     ended = False
     try:
@@ -151,6 +156,7 @@ class _SegmentCursor:
     def __init__(
         self, segment: Segment, options: ReadOptions, start: Position, rows_before: int
     ) -> None:
+        self._segment = segment
         self._files = segment.files
         self._options = options
         limit = segment.max_rows
@@ -168,6 +174,16 @@ class _SegmentCursor:
             num_rows -= rows.table.num_rows
             self._rows_left -= rows.table.num_rows
             parts.append((self._reader.file, rows))
+        return parts
+
+    def digest(self, num_rows: int) -> list[tuple[InputFile, Rows]]:
+        """What `take` returns, without the rows."""
+        parts: list[tuple[InputFile, Rows]] = []
+        while num_rows > 0 and not self.at_end():
+            passed, digest = self._reader.digest(int(min(num_rows, self._rows_left)))
+            num_rows -= passed
+            self._rows_left -= passed
+            parts.append((self._reader.file, Rows(no_rows(self._options), digest, 0)))
         return parts
 
     def skip(self, num_rows: int) -> bool:
@@ -188,7 +204,7 @@ class _SegmentCursor:
                 return True
             self.check_unchanged()
             self._reader.close()
-            self._reader = self._open(Position(following))
+            self._reader = self._open(self._segment.start_of(following))
         return False
 
     def check_unchanged(self) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from typing import Any
@@ -31,6 +31,7 @@ _BATCH_LINES = 4096
 #: A record longer than this is looked at as bytes before it is given to the parser, which takes
 #: four to eight times the memory.
 _LONG_RECORD = 1 << 20
+_UNTERMINATED = "unterminated quote"
 
 
 @dataclass(slots=True)
@@ -88,6 +89,14 @@ class CsvReader(TextReader):
         return Rows(table, digest.digest(), first_row, errors, np.array(lines, np.int64))
 
     def skip(self, num_rows: int) -> int:
+        return self._pass(num_rows, lambda data: None)
+
+    def digest(self, num_rows: int) -> tuple[int, bytes]:
+        digest = hashlib.sha256()
+        return self._pass(num_rows, digest.update), digest.digest()
+
+    def _pass(self, num_rows: int, see: Callable[[bytes], None]) -> int:
+        """Go on so many rows, and have their bytes seen."""
         done = 0
         while done < num_rows:
             block = self._cursor.peek(min(num_rows - done, self._batch_lines))
@@ -103,9 +112,30 @@ class CsvReader(TextReader):
             else:  # each that is not blank is a record, be it an error
                 done += num_lines - list(map(bytes.strip, block, repeat(b"\r"))).count(b"")
             self._resize(num_lines >= len(block))
-            self._cursor.advance(num_lines)
+            see(self._cursor.advance(num_lines))
         self._row += done
         return done
+
+    def open_record(self) -> int | None:
+        """Go on to the end; return where the first record begins whose quote is still open there, if any.
+
+        That is an offset, and bytes behind the end could still close the quote: a record that has come to
+        `max_line_bytes` without its end is an error, whatever follows.
+        """
+        while block := self._cursor.peek(self._batch_lines):
+            num_lines = len(block)
+            if not self._cursor.too_long and b'"' in b"".join(block):
+                run = _Run(self._cursor, block, self._delimiter, self.options.max_line_bytes)
+                run.parse()
+                num_lines = run.num_lines
+                if run.is_open:
+                    self._cursor.advance(num_lines - 1)
+                    if self.file.size - self._cursor.offset <= self.options.max_line_bytes:
+                        return self._cursor.offset
+                    num_lines = 1
+            self._resize(num_lines >= len(block))
+            self._cursor.advance(num_lines)
+        return None
 
     def _resize(self, whole: bool) -> None:
         """What stands behind an error is parsed anew, so errors that are close cost many lines."""
@@ -172,6 +202,8 @@ class _Run:
         self._valid, self._lines = _decode(block)
         self._first = cursor.line
         self.num_lines = 0
+        #: Whether the last record has a quote that was not closed.
+        self.is_open = False
 
     def parse(self) -> _Records:
         records = _Records()
@@ -183,7 +215,7 @@ class _Run:
                 end = reader.line_num
                 begin = self._ends[-1] if self._ends else 0
                 if end - begin > 1 and self._num_bytes(begin, end) > self._max_bytes:
-                    problem = "unterminated quote"
+                    problem = _UNTERMINATED
                     break
                 self._ends.append(end)
                 if record:
@@ -193,6 +225,7 @@ class _Run:
         except csv.Error as error:
             problem = _reason(error)
         self.num_lines = self._ends[-1] if self._ends else 0
+        self.is_open = problem == _UNTERMINATED
         if problem:
             self._add(records, [], self.num_lines, self.num_lines + 1, problem)
             self.num_lines += 1
@@ -280,7 +313,7 @@ def _undecodable(lines: Sequence[bytes]) -> tuple[int, int] | None:
 def _reason(error: csv.Error) -> str:
     text = str(error)
     if "unexpected end of data" in text:
-        return "unterminated quote"
+        return _UNTERMINATED
     if "expected after" in text:
         return "malformed quote: text after the closing quote"
     if "new-line character" in text:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from itertools import repeat
 from operator import itemgetter
@@ -65,6 +65,14 @@ class JsonlReader(TextReader):
         return Rows(table, digest.digest(), first_row, errors, numbers)
 
     def skip(self, num_rows: int) -> int:
+        return self._pass(num_rows, lambda data: None)
+
+    def digest(self, num_rows: int) -> tuple[int, bytes]:
+        digest = hashlib.sha256()
+        return self._pass(num_rows, digest.update), digest.digest()
+
+    def _pass(self, num_rows: int, see: Callable[[bytes], None]) -> int:
+        """Go on so many rows, and have their bytes seen."""
         done = 0
         while done < num_rows and (block := self._cursor.peek(num_rows - done)):
             if self._cursor.too_long:
@@ -72,7 +80,7 @@ class JsonlReader(TextReader):
             else:  # each that is not blank is a row, be it an error
                 stripped = map(bytes.strip, block, repeat(BLANK))
                 done += len(block) - list(stripped).count(b"")
-            self._cursor.advance(len(block))
+            see(self._cursor.advance(len(block)))
         self._row += done
         return done
 

@@ -84,12 +84,13 @@ def group_segments(files: Iterable[InputFile]) -> tuple[Segment, ...]:
     groups: list[list[InputFile]] = []
     room = 0
     for file in files:
-        small = file.size < MAX_SMALL_FILE_BYTES
-        if not (groups and small and file.size <= room):
+        size = file.num_bytes
+        small = size < MAX_SMALL_FILE_BYTES
+        if not (groups and small and size <= room):
             groups.append([])
             room = MAX_GROUP_BYTES if small else 0
         groups[-1].append(file)
-        room -= file.size if small else 0
+        room -= size if small else 0
     return tuple(Segment(index, tuple(group)) for index, group in enumerate(groups))
 
 
@@ -250,17 +251,29 @@ def _kind(path: str, format: str) -> _Kind:
 def _input_file(file: _Found, base: str) -> InputFile:
     kind, status = file.kind, file.status
     assert kind.format is not None
-    source = os.path.relpath(_as_path(file.path), base).replace(os.sep, "/")
-    source = source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
     return InputFile(
         file.path,
-        source,
+        source_below(base, file.path),
         kind.format,
         kind.compression,
         status.size,
         status.mtime_ns,
         status.version,
     )
+
+
+def source_below(base: str, path: str) -> str:
+    """What `_source` says of a file: its path below a folder."""
+    source = os.path.relpath(_as_path(path), base).replace(os.sep, "/")
+    return source.encode("utf-8", "surrogateescape").decode("utf-8", "backslashreplace")
+
+
+def base_of(file: InputFile) -> str:
+    """The folder that the source of a file lies below."""
+    path = _as_path(file.path)
+    for _ in file.source.split("/"):
+        path = os.path.dirname(path)
+    return path
 
 
 def _refuse_one_name_for_two(files: Sequence[InputFile]) -> None:

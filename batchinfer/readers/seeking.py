@@ -167,6 +167,7 @@ class _Search:
 
     def _count(self, begin: int, end: int) -> Entry:
         """Count the lines that begin in [begin, end), and those of them that are rows."""
+        end = min(end, self.file.size)
         tally = _Tally(self.limit)
         place = begin
         if begin:

@@ -80,6 +80,8 @@ class TextStream:
         if not is_utf8(options.encoding):
             self._decoder = codecs.getincrementaldecoder(options.encoding)("batchinfer-invalid")
         self._finished = False
+        #: Where the rows that are to be read end, where the file goes on behind them.
+        self._stop = file.size if file.is_bounded else None
         self._ahead = b""
         try:
             self._raw: ByteStream = open_bytes(file.path, file.compression)
@@ -168,7 +170,10 @@ class TextStream:
         """The next bytes of text, b"" at the end."""
         while not self._finished:
             try:
-                data = self._raw.read(self._read_bytes)
+                size = self._read_bytes
+                if self._stop is not None:
+                    size = max(0, min(size, self._stop - self._raw.tell()))
+                data = self._raw.read(size)
             except (OSError, EOFError, *DAMAGED) as error:
                 raise self._failure(error) from error
             self._finished = not data

@@ -14,14 +14,8 @@ from batchinfer.reporting.events import events_name, last_progress
 from batchinfer.reporting.progress import duration
 from batchinfer.reporting.snapshot import memory_text
 from batchinfer.storage import place_of_output
-from batchinfer.writers.run_folder import (
-    SUCCESS,
-    describe_holder,
-    is_locked,
-    list_shards,
-    live_runs,
-    require_plan,
-)
+from batchinfer.writers.holders import describe_holder, is_locked, live_runs
+from batchinfer.writers.run_folder import SUCCESS, list_shards, require_plan
 
 
 @dataclass(frozen=True, slots=True)

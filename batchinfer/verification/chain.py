@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from batchinfer.core import ChunkId, Position, Segment, Shard, parse_shard_name, shard_name
 from batchinfer.errors import JobMismatchError, StorageError
@@ -16,12 +16,8 @@ from batchinfer.verification.comparison import Comparison
 from batchinfer.verification.findings import Finding, Verification
 from batchinfer.verification.rows import as_stored, wrong_rows
 from batchinfer.writers.footer import FooterError, read_footer, read_pages
-from batchinfer.writers.run_folder import (
-    SUCCESS,
-    describe_segment,
-    refuse_live,
-    require_plan,
-)
+from batchinfer.writers.holders import refuse_live
+from batchinfer.writers.run_folder import SUCCESS, describe_segment, require_plan
 
 
 def verify(output: str | os.PathLike[str], *, inputs: bool = True) -> Verification:
@@ -60,7 +56,7 @@ class _Link:
     """
 
     chunk: int = 0
-    start: Position | None = field(default_factory=Position)
+    start: Position | None = None
     ended: bool | None = False
 
 
@@ -116,7 +112,7 @@ class _Verifier:
     # -- a segment -------------------------------------------------------------------------------
 
     def _verify_segment(self, segment: Segment, paths: Mapping[int, Place]) -> None:
-        link = _Link()
+        link = _Link(start=segment.start)
         with closing(Comparison(segment, self.plan, self.findings.append)) as comparison:
             if self.inputs and paths:
                 comparison.open(last=max(paths))
@@ -180,7 +176,7 @@ class _Verifier:
         except OSError as error:
             self._add_unreadable(path, error)
         else:
-            if plan_id != self.plan.id:
+            if plan_id != self.plan.id_of(chunk.segment):
                 self.foreign.append(path)
             elif shard.id != chunk:
                 self._add(path, f"is {shard_name(shard.id)} under another name")

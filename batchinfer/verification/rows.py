@@ -82,16 +82,17 @@ def _wrong_order(table: pa.Table, shard: Shard, segment: Segment) -> Iterator[st
         if (source, number) != (sources[file], row):
             behind = range(file + 1, len(sources))
             later = next((index for index in behind if sources[index] == source), None)
-            if number or later is None:
+            if later is None or number != segment.files[later].start.row:
                 yield (
                     f"row {begin:,} of it is {shown(source)}:{number}, where "
                     f"{shown(sources[file])}:{row} was due: rows are missing, doubled or out of order"
                 )
                 return
-            file, row = later, 0
+            file, row = later, number
         row += end - begin
     after = shard.next
-    if (file, row) != (after.file, after.row) and not (after.file > file and after.row == 0):
+    begins_file = after.file > file and after.row == segment.files[after.file].start.row
+    if (file, row) != (after.file, after.row) and not begins_file:
         yield (
             f"ends before {shown(sources[file])}:{row}, but its footer says that "
             f"{shown(sources[after.file])}:{after.row} comes next"

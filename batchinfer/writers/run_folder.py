@@ -1,19 +1,18 @@
 """The run folder: its lock, its plan, and which chunks have a shard.
 
     OUT/data/         shards and, when every row is durable, an empty _SUCCESS; nothing else
-    OUT/_batchinfer/  plan.json (the frozen job), lock, holder.json, tmp/, quarantine/, budget-….json,
-                      report.json, forecast.json; of a run that answers a part, these with its name; index/;
-                      events-<run id>.jsonl
+    OUT/_batchinfer/  plan.json (the frozen job), plan-000001.json … (what incremental runs added to it),
+                      lock, holder.json, tmp/, quarantine/, budget-….json, report.json, forecast.json; of a
+                      run that answers a part, these with its name; index/; events-<run id>.jsonl
 
 The state of a job is the listing of data/ and the footers of its shards. Everything else may be
-deleted, but for plan.json.
+deleted, but for its plan.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import fcntl
-import hashlib
 import json
 import logging
 import os
@@ -27,7 +26,7 @@ from datetime import UTC, datetime
 from itertools import pairwise
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 import pyarrow.compute as pc
@@ -46,7 +45,9 @@ from batchinfer.core import (
 )
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.hints import near_path
-from batchinfer.machine import cache_folder
+from batchinfer.increments import increment_name, is_increment
+from batchinfer.increments import to_json as increment_to_json
+from batchinfer.increments import with_json as with_increment
 from batchinfer.plan import Plan
 from batchinfer.readers import OffsetIndex
 from batchinfer.sharing import Part, Share
@@ -59,9 +60,19 @@ from batchinfer.writers.durable import (
     replace,
     sync_directory,
 )
-from batchinfer.writers.fence import await_guests, forget_guests, guest_of, is_guest, is_held
+from batchinfer.writers.fence import await_guests, forget_guests, guest_of, is_guest
 from batchinfer.writers.footer import FooterError, read_columns, read_footer, read_footers
 from batchinfer.writers.footer import read_pages as read_all_pages
+from batchinfer.writers.holders import (
+    HELD,
+    MOST_HOLDERS,
+    Name,
+    describe_holder,
+    holders_of,
+    identity,
+    is_locked,
+    local_state,
+)
 from batchinfer.writers.journal import is_journal
 from batchinfer.writers.presence import Presence
 from batchinfer.writers.shard_table import ShardTable
@@ -86,7 +97,7 @@ class RunFolder:
         self.part = part
         self.data = self.path / "data"
         self.state = self.path / "_batchinfer"
-        self.local = _local_state(self.path)
+        self.local = local_state(self.path)
         self.temporary = self.local / "tmp" / (part.name if part else "")
         began = datetime.now(UTC).strftime("%Y%m%dT%H%M%S%f")[:-3]  # names sort as runs began
         self.run_id = f"{began}Z-{os.getpid()}-{secrets.token_hex(3)}"
@@ -164,9 +175,9 @@ class RunFolder:
     def _acquire(self) -> None:
         """Take the lock; of a part, together with others, and another one that is the part's alone."""
         # lockf, not flock: an flock stays held by a forked child after its parent was killed. But any
-        # close of the file by this process drops an lockf, so nothing else here may open it: `_held`
+        # close of the file by this process drops an lockf, so nothing else here may open it: `HELD`
         # says which folders this process holds.
-        folder = _identity(self.path)
+        folder = identity(self.path)
         wanted = [(self.local / "lock", fcntl.LOCK_EX)]
         if self.part is not None:
             wanted = [
@@ -174,19 +185,19 @@ class RunFolder:
                 (self.temporary / "lock", fcntl.LOCK_EX),
             ]
         try:
-            if folder not in _held and all(self._lock(path, kind) for path, kind in wanted):
-                _held.add(folder)
+            if folder not in HELD and all(self._lock(path, kind) for path, kind in wanted):
+                HELD.add(folder)
                 return
         except OSError:
             self._unlock()
             raise
         self._unlock()
         until = time.monotonic() + 1.0  # a holder says who it is a moment after it holds the lock
-        while not _holders(self.path) and time.monotonic() < until:
+        while not holders_of(self.path) and time.monotonic() < until:
             time.sleep(0.02)
         raise Interrupted(
-            f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}); "
-            f"wait for it, or watch it with `batchinfer status {self.path}`"
+            f"{self.path}: another batchinfer is at work here ({describe_holder(self.path)}), and this "
+            f"one has done nothing; wait for it, or watch it with `batchinfer status {self.path}`"
         )
 
     def _lock(self, path: Path, kind: int) -> bool:
@@ -204,7 +215,7 @@ class RunFolder:
             os.close(self._locks.pop())
 
     def _release(self) -> None:
-        _held.discard(_identity(self.path))
+        HELD.discard(identity(self.path))
         self._unlock()
 
     def _announce(self) -> None:
@@ -217,7 +228,7 @@ class RunFolder:
                 self._presence.forget_killed()
             if others := self._presence.others():
                 log.warning(
-                    f"{self.path}: {', '.join(sorted(others.values())[:_MOST_HOLDERS])} began here and did "
+                    f"{self.path}: {', '.join(sorted(others.values())[:MOST_HOLDERS])} began here and did "
                     "not end; each row is answered once all the same"
                 )
             self._presence.announce()
@@ -284,6 +295,20 @@ class RunFolder:
             return plan
         return self.join(plan)
 
+    def extend(self, plan: Plan) -> None:
+        """Add the last increment of a plan to the job, which has the others; `_SUCCESS` is taken back.
+
+        Created if absent: raises Interrupted where another run has added something meanwhile, which it can
+        where no lock reaches.
+        """
+        self.require_alone()
+        path = self.state / increment_name(len(plan.increments))
+        publish(self._temporary_of("plan"), path, increment_to_json(plan))
+        if require_plan(self.path).ids != plan.ids:
+            raise Interrupted(
+                f"{path}: another run has added to this job at the same moment; start this again"
+            )
+
     def _remove_shards(self) -> None:
         self.require_alone()
         names = list_names(self.data)
@@ -294,9 +319,14 @@ class RunFolder:
         for name in filter(parse_shard_name, names):
             (self.data / name).unlink()
         sync_directory(self.data)
-        for name in list_names(self.state):
+        names = list_names(self.state)
+        for name in names:
             if name.startswith(("budget-", "forecast")) and name.endswith(".json"):
                 (self.state / name).unlink()
+        # The last one first, each durably: what is left is always a job as it once was.
+        for name in sorted(filter(is_increment, names), reverse=True):
+            (self.state / name).unlink()
+            sync_directory(self.state)
         sync_directory(self.state)
 
     def index_of(self, plan: Plan) -> OffsetIndex:
@@ -338,7 +368,7 @@ class RunFolder:
             except FooterError:
                 damaged.append(name)
                 continue
-            is_ours = plan_id == plan.id and shard.id == chunk
+            is_ours = plan_id == plan.id_of(chunk.segment) and shard.id == chunk
             if not is_ours or chunk.segment >= len(plan.segments):
                 raise JobMismatchError(
                     f"{self.data / name}: belongs to another job; move it away, or start anew with "
@@ -544,14 +574,6 @@ class RunFolder:
         return frozen
 
 
-#: How the caller names a run folder: a path, or the address of one in a store.
-Name = str | os.PathLike[str] | RemotePath
-#: Holders that a message names.
-_MOST_HOLDERS = 3
-#: The run folders that this process holds, by real path.
-_held: set[str] = set()
-
-
 def has_plan(path: Name) -> bool:
     """Whether a folder is a run folder."""
     return (place_of_output(path) / "_batchinfer" / "plan.json").exists()
@@ -559,13 +581,25 @@ def has_plan(path: Name) -> bool:
 
 def load_plan(path: Name) -> Plan | None:
     """The plan of a run folder, or None where there is none."""
-    plan_path = place_of_output(path) / "_batchinfer" / "plan.json"
+    state = place_of_output(path) / "_batchinfer"
+    content = _read_if_there(state / "plan.json")
+    if content is None:
+        return None
+    plan = Plan.from_json(content, str(state / "plan.json"))
+    while True:
+        place = state / increment_name(len(plan.increments) + 1)
+        content = _read_if_there(place)
+        if content is None:
+            return plan
+        plan = with_increment(plan, content, str(place))
+
+
+def _read_if_there(place: Place) -> bytes | None:
     try:
-        with open_regular(plan_path) as file:
-            content = file.read()
+        with open_regular(place) as file:
+            return file.read()
     except (FileNotFoundError, NotADirectoryError):
         return None
-    return Plan.from_json(content, str(plan_path))
 
 
 def require_plan(path: Name) -> Plan:
@@ -576,7 +610,7 @@ def require_plan(path: Name) -> Plan:
     plan = load_plan(path)
     if plan is None:
         place = place_of_output(path)
-        if _identity(place) not in _held and is_locked(path):
+        if identity(place) not in HELD and is_locked(path):
             raise Interrupted(
                 f"{path}: a run is beginning here ({describe_holder(path)}); it loads its model first; "
                 "look again in a moment"
@@ -619,86 +653,6 @@ def list_shards(path: Name) -> Iterator[Shard]:
                 yield found[0]
             elif not isinstance(found, FooterError | FileNotFoundError):
                 raise found
-
-
-def is_locked(path: Name) -> bool:
-    """Whether a live process holds the run folder; asks without taking the lock."""
-    place = place_of_output(path)
-    if _identity(place) in _held:
-        return True
-    state = _local_state(place)
-    # Locks that are shared do not show when one asks for them; but whoever shares one has another.
-    return any(map(is_held, [state / "lock", *state.glob("tmp/part-*-of-*/lock")]))
-
-
-def refuse_live(path: Name, command: str) -> None:
-    """Raise Interrupted where a live process holds the run folder that `command` is to read."""
-    if is_locked(path):
-        raise Interrupted(
-            f"{path}: a run is at work here ({describe_holder(path)}); {command} it when it is done, or "
-            f"watch it with `batchinfer status {path}`"
-        )
-
-
-def describe_holder(path: Name) -> str:
-    """Who holds a run folder, as it said itself; of many, some."""
-    said = filter(None, map(_read_holder, _holders(path)[:_MOST_HOLDERS]))
-    return ", ".join(map(str, said)) or ("its holder did not say who it is")
-
-
-def live_runs(path: Name) -> Iterator[tuple[Path, str]]:
-    """Who holds a run folder, as far as can be seen here: where each writes its events, and its run id."""
-    local = _local_state(place_of_output(path))
-    for holder in filter(None, map(_read_holder, _holders(path))):
-        yield local, holder.run_id
-
-
-class _Holder(NamedTuple):
-    """What a holder says it is."""
-
-    pid: str
-    host: str
-    run_id: str
-
-    def __str__(self) -> str:
-        return f"pid {self.pid} on {self.host}"
-
-
-def _read_holder(place: Place) -> _Holder | None:
-    """None where it cannot be read."""
-    try:
-        with open_regular(place) as file:
-            holder = json.loads(file.read())
-        return _Holder(*(str(holder[name])[:100] for name in _Holder._fields))
-    except (JobMismatchError, OSError, ValueError, KeyError, TypeError, RecursionError):
-        return None
-
-
-def _holders(path: Name) -> list[Path]:
-    """Where holders of a run folder say who they are; those of parts that are alive."""
-    place = place_of_output(path)
-    state = _local_state(place)
-    places = [state / "holder.json"]
-    parts = sorted(state.glob("tmp/part-*-of-*/holder.json"))
-    # A lock that this process holds must not be opened: closing it again would drop it.
-    is_ours = _identity(place) in _held
-    places += [place for place in parts if is_ours or is_held(place.with_name("lock"))]
-    return [place for place in places if place.exists()]
-
-
-def _local_state(place: Place) -> Path:
-    """Where the lock of a run folder is, and what its processes keep for themselves: never in a store.
-
-    Of a folder in a store that is below the user's cache: locks, marks and journals are of one machine.
-    """
-    if isinstance(place, Path):
-        return place / "_batchinfer"
-    return cache_folder() / "remote" / hashlib.sha256(place.url.encode()).hexdigest()[:32]
-
-
-def _identity(place: Place) -> str:
-    """What tells two names of one run folder from those of two."""
-    return os.path.realpath(place) if isinstance(place, Path) else place.url
 
 
 def describe_segment(segment: Segment) -> str:

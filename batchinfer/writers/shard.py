@@ -106,7 +106,7 @@ class ShardWriter:
         shard, content = self.serialize(name, answered.chunk, table, revision=0)
         if not self.folder.commit(name, memoryview(content)):
             shard, plan_id = read_footer(self.folder.data / name)  # the other worker's stands
-            if plan_id != self.plan.id:
+            if plan_id != self.plan.id_of(answered.chunk.id.segment):
                 raise JobMismatchError(
                     f"{shard.path}: another job has committed this shard; name another --output"
                 )
@@ -161,7 +161,7 @@ class ShardWriter:
         )
         footer = make_footer(
             shard,
-            plan_id=self.plan.id,
+            plan_id=self.plan.id_of(chunk.id.segment),
             first_row=chunk.id.chunk * self.plan.chunk_rows,
             budget=self.budget,
             dtype=self.dtype,

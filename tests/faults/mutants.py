@@ -228,6 +228,52 @@ def replan_first() -> None:
     set_all("begin", hasty, RunFolder)
 
 
+def plan_late() -> None:
+    """What is new is answered before the plan knows of it."""
+    from batchinfer.plan import Plan
+    from batchinfer.writers.run_folder import RunFolder
+
+    extend, finish = RunFolder.extend, RunFolder.finish
+    late: list[Plan] = []
+
+    def finish_late(self: RunFolder, shards: Any) -> None:
+        for plan in late:
+            extend(self, plan)
+        finish(self, shards)
+
+    set_all("extend", lambda self, plan: late.append(plan), RunFolder)
+    set_all("finish", finish_late, RunFolder)
+
+
+def write_increment_in_place() -> None:
+    """An increment is written straight under its final name."""
+    from batchinfer.increments import increment_name, to_json
+    from batchinfer.plan import Plan
+    from batchinfer.writers.durable import sync_directory, write_durably
+    from batchinfer.writers.run_folder import RunFolder
+
+    def extend(self: RunFolder, plan: Plan) -> None:
+        write_durably(self.state / increment_name(len(plan.increments)), to_json(plan))
+        sync_directory(self.state)
+
+    set_all("extend", extend, RunFolder)
+
+
+def change_plan_in_place() -> None:
+    """In place of an increment, a new plan.json: shards that stand are of another one then."""
+    import dataclasses
+
+    from batchinfer.plan import Plan
+    from batchinfer.writers.durable import replace
+    from batchinfer.writers.run_folder import RunFolder
+
+    def extend(self: RunFolder, plan: Plan) -> None:
+        whole = dataclasses.replace(plan, increments=())
+        replace(self.temporary / "plan", self.plan_path, whole.to_json())
+
+    set_all("extend", extend, RunFolder)
+
+
 def ignore_short_writes() -> None:
     """What a write did not take is not written; no length is checked."""
     write_unchecked(lambda descriptor, content: os.write(descriptor, content))
@@ -339,7 +385,8 @@ MUTANTS = (
     ),
     Mutant(
         "`_SUCCESS` is not taken back before shards change", keep_vouching,
-        (("kill", "damaged"), ("kill", "retry"), ("kill", "overwrite")), focus="after",
+        (("kill", "damaged"), ("kill", "retry"), ("kill", "overwrite"), ("kill", "grown")),
+        focus="after",
     ),
     Mutant(
         "the footer does not say where the next row begins", forget_position, (("kill", "fresh"),),
@@ -348,6 +395,18 @@ MUTANTS = (
     Mutant(
         "on overwrite, the new plan before the old shards go", replan_first,
         (("kill", "overwrite"), ("power cut", "overwrite")), focus="in run:",
+    ),
+    Mutant(
+        "what is new is answered before the plan knows of it", plan_late, (("kill", "grown"),),
+        focus="link in commit",
+    ),
+    Mutant(
+        "an increment is written straight under its final name", write_increment_in_place,
+        (("kill", "grown"), ("power cut", "grown")), focus="in extend",
+    ),
+    Mutant(
+        "an increment changes plan.json itself", change_plan_in_place, (("kill", "grown"),),
+        focus="link in commit",
     ),
     Mutant("a shard is replaced in two steps", replace_in_two_steps, (("kill", "retry"),), "_renew"),
     Mutant("short writes are ignored", ignore_short_writes, (("full disk", "fresh"),), "torn"),

@@ -34,6 +34,9 @@ ROWS = {("a.jsonl", n) for n in range(25)} | {("b.csv", n) for n in range(30)}
 #: Rows whose text begins with this fail while the fake engine has a bad day.
 POISON = "boom"
 
+#: Scenarios that need a folder whose inputs have grown.
+GROWN = {"grown", "overwrite-grown"}
+
 #: The files of data/ by name.
 Data = dict[str, bytes]
 
@@ -140,6 +143,9 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
     written_rivals = data_of(finished((*written, "--max-batch-tokens", "30")))
     assert before_retry != retried, "the bad day spoilt nothing"
 
+    late_scenarios: list[Scenario] = []
+    if not names or GROWN.intersection(names):
+        late_scenarios = grown_scenarios(bench, (*other, "--overwrite"), done_other, other_rivals)
     half = killed_half_way(bench, job)
     torn = spoil(done, "part-000000-000001.parquet", tear)
     torn = spoil(torn, "part-000001-000002.parquet", damage_footer)
@@ -220,12 +226,55 @@ def build_scenarios(bench: Bench, names: Collection[str] = ()) -> dict[str, Scen
             recovery=always(*resume("--verify", "--retry-errors")),
             sets=(before_retry, whole), damaged=difference(worst, failed),
         ),
+        *late_scenarios,
     ]  # fmt: skip
     return {
         scenario.name: settle(bench, scenario)
         for scenario in scenarios
         if not names or scenario.name in names
     }
+
+
+def grown_scenarios(
+    bench: Bench, overwrite: tuple[str, ...], done_other: Tree, other_rivals: Data
+) -> list[Scenario]:
+    """Those of a folder whose inputs were appended to after it was finished."""
+    inputs = Inputs(bench.work / "grown")
+    whole = [path.read_bytes() for path in inputs.files]
+
+    def run(before: Tree, *command: str) -> Tree:
+        bench.reset(before)
+        outcome = bench.run((*command, "--incremental"))
+        assert outcome.code == 0, outcome.stderr
+        return read_tree(bench.world)
+
+    job, third = inputs.job(), inputs.third_job()
+    for path, content, num_lines in zip(inputs.files, whole, (15, 13), strict=True):
+        path.write_bytes(b"".join(content.splitlines(keepends=True)[:num_lines]))
+    before, before_third = run({}, *job), run({}, *third)
+    for path, content in zip(inputs.files, whole, strict=True):
+        with path.open("ab") as file:
+            file.write(content[path.stat().st_size :])
+    after, rivals = run(before, *job), run(before, *job, "--max-batch-rows", "3")
+    strangers = run(before_third, *third)
+    for tree in (after, rivals, strangers):
+        check_rows(data_of(tree))
+    command = (*job, "--incremental")
+    return [
+        Scenario(
+            "grown", "`run --incremental` of a finished folder whose inputs were appended to",
+            rivals=data_of(rivals), strangers=data_of(strangers),
+            template=before, command=command, recovery=lambda bench, number: command,
+            sets=(data_of(before), data_of(after)),
+        ),
+        Scenario(
+            "overwrite-grown", "`run --overwrite`, by another job, of a folder that has grown",
+            rivals=other_rivals, strangers=data_of(strangers),
+            template=after, command=overwrite,
+            recovery=lambda bench, number: recover_overwritten(bench, overwrite[:-1], number),
+            sets=(data_of(after), data_of(done_other)), mixes=False, code=65,
+        ),
+    ]  # fmt: skip
 
 
 def settle(bench: Bench, scenario: Scenario) -> Scenario:

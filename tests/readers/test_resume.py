@@ -63,6 +63,12 @@ def check_resume(paths: list[Path], chunk_rows: int, **options: Any) -> list[Chu
         )
         assert len(alone) == 1 and same(alone[0], chunk)
     whole = Span(segment, 0, Position(), None)
+    digests = list(read_chunks(whole, chunk_rows, read, only_digests=True))
+    without_rows = {"table": None, "errors": {}}
+    assert [replace(one, **without_rows) for one in digests] == [
+        replace(one, **without_rows) for one in chunks
+    ]
+    assert not any(one.num_rows for one in digests)
     for size, span in ((1, whole), (2, whole), (2, replace(whole, passed=1))):
         pieces = list(cut_span(span, chunk_rows, read, size))
         assert all(piece.stop - piece.begin <= size for piece in pieces if piece.stop)

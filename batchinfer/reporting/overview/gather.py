@@ -55,14 +55,8 @@ from batchinfer.reporting.overview.sample import (
 from batchinfer.stages import StageSeconds
 from batchinfer.storage import Place, place_of_output
 from batchinfer.writers.durable import open_regular
-from batchinfer.writers.run_folder import (
-    SUCCESS,
-    RunFolder,
-    describe_holder,
-    is_locked,
-    list_shards,
-    require_plan,
-)
+from batchinfer.writers.holders import describe_holder, is_locked
+from batchinfer.writers.run_folder import SUCCESS, RunFolder, list_shards, require_plan
 from batchinfer.writers.shard_table import ShardTable
 
 #: Reasons, and labels, that are told apart; the others are one figure.
