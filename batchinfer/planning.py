@@ -236,7 +236,7 @@ def _resolve_engine(config: RunConfig, previous: Plan | None) -> RunConfig:
         is_alike = asks_module == (then.task == "module") or (is_open and not config.model)
         update = {
             name: getattr(then, name)
-            for name in ("engine", "task", "dtype", "max_length", "chunk_rows")
+            for name in ("engine", "task", "dtype", "max_length", "chunk_rows", "dedup")
             if is_alike and getattr(config, name) in ("auto", None)
         }
         config = config.model_copy(update=update)

@@ -35,7 +35,7 @@ from batchinfer.errors import JobMismatchError, StorageError, UsageError
 from batchinfer.readers import chunking, listing, offsets
 from batchinfer.runner import run as run_here
 from batchinfer.sharing import Part, Share, part_of
-from batchinfer.writers import durable, footer, run_folder
+from batchinfer.writers import durable, footer, holders, run_folder
 from batchinfer.writers.run_folder import RunFolder, require_plan
 from tests.conftest import Cli, shard_bytes
 from tests.test_poison import JOB, write_rows

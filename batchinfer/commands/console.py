@@ -24,6 +24,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger("batchinfer")
 
+#: Whether stderr is to hold JSON lines alone.
+_speaks_json = False
+
 ConfigFile = Annotated[
     str | None, typer.Option("--config", "-c", help="YAML file with the same keys as the flags")
 ]
@@ -88,6 +91,8 @@ def set_up_logging(quiet: bool, verbose: bool, *, as_json: bool = False) -> None
     handler = logging.StreamHandler(sys.stderr) if sys.stderr else logging.NullHandler()
     stamp = "" if is_terminal(sys.stderr) else "%(asctime)s "
     handler.setFormatter(_SafeFormatter(f"{stamp}batchinfer: %(message)s"))
+    global _speaks_json
+    _speaks_json = as_json
     if as_json:
         from batchinfer.reporting.events import JsonLogFormatter
 
@@ -152,8 +157,12 @@ def is_terminal(stream: TextIO | None) -> bool:
 
 def complain(message: str) -> None:
     """Say an error in the form that stderr has: a line of text, or of JSON."""
-    if log.handlers and not isinstance(log.handlers[0].formatter, _SafeFormatter):
-        log.error(message)
+    global _speaks_json
+    if _speaks_json:
+        _speaks_json = False  # this was the command's last word
+        from batchinfer.reporting.events import to_line
+
+        print_to_stderr(to_line("log", {"level": "error", "message": message}))
     else:
         print_to_stderr(safe(f"batchinfer: {message}"))
 

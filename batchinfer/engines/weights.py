@@ -79,7 +79,8 @@ def load(
             f"{name}: does not fit into the memory of {device} in {dtype}{advice}"
         ) from None
     except Exception as error:  # OSError, SafetensorError, RuntimeError, ImportError, …
-        if "Weights only load failed" in str(error):  # torch's own advice is to run what is pickled
+        said = str(error)  # torch's own advice is to run what is pickled, or to ask for it
+        if "Weights only load failed" in said or "weights_only" in said:
             raise ModelError(
                 f"{name}: its pickled weights hold more than tensors, or are damaged, and are not loaded; "
                 "take a model with safetensors, or fetch it again"
