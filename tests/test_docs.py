@@ -244,7 +244,9 @@ def slugs_of(page: str) -> set[str]:
 def test_links_lead_somewhere(path: str) -> None:
     file = ROOT / path
     text = file.read_text(encoding="utf-8")
-    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(r' (?:src|href)="([^"]+)"', text):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text) + re.findall(
+        r' (?:src|href)="([^"]+)"', text
+    ):
         place, _, anchor = target.partition("#")
         if place.startswith("http"):
             continue
