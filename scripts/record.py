@@ -1,11 +1,11 @@
-"""docs/recording.svg: a job that is killed and resumed, run for real in a terminal and drawn as an animated SVG.
+"""docs/recording.svg: a job that is killed and resumed, run for real in a terminal, as an animated SVG.
 
     python scripts/record.py                 # needs pyte (pip install -e '.[dev]')
 
-A shell runs in a pseudo-terminal; pyte keeps its screen. Of what was on it, the moments that tell the story
-are kept: each command as it is typed, some of the progress, what it says in the end. How long each is shown is
-set here and not measured, so that another recording differs in measured numbers alone. The SVG has no script:
-rows of text that CSS shows at their time.
+A shell runs in a pseudo-terminal; pyte keeps its screen. Of what was on it, the moments that tell the
+story are kept: each command as it is typed, some of the progress, what it says in the end. How long each
+is shown is set here and not measured, so that another recording differs in measured numbers alone. The
+SVG has no script: rows of text that CSS shows at their time.
 """
 
 from __future__ import annotations

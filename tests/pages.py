@@ -3,12 +3,12 @@
 A fence says what a block is, and so what a test does with it:
 
     sh        commands that are run, in the order of the page, in one folder a page; the `text` block
-              behind it is what they print on stdout (none: they print nothing)
-    console   commands that a test cannot run (a GPU, a cluster, minutes): each `batchinfer …` in it is given
-              to the command line's parser, with or without `$ ` in front, over several lines, behind a launcher
-    python    run where a `text` block follows; otherwise compiled, and what it imports from batchinfer is there
+              behind it is what they print on stdout (without one, they print nothing)
+    console   commands that a test cannot run (a GPU, a cluster, minutes): each `batchinfer …` in it is
+              given to the parser of the command line, also behind `$ `, a launcher, over several lines
+    python    run where a `text` block follows; otherwise compiled, and it imports what there is
     yaml      a job where one of its keys is a knob: then RunConfig takes it
-    text      what the block in front of it prints; or nobody's
+    text      what the block in front of it prints, or nothing's output
     (none)    a drawing, without commands
 """
 
@@ -29,6 +29,9 @@ _DECIMAL = re.compile(r"-?\d+\.\d+")
 #: What an ellipsis stands for: one number, or an ellipsis that was printed.
 _ANY_NUMBER = r"(?:-?\d[\d,]*(?:\.\d+)?|…)"
 _OPERATORS = re.compile(r"[();<>|&]+")
+_REDIRECTIONS = {">", ">>", "<", ">&", "&>"}
+#: Commands that start another one.
+WRAPPERS = {"docker", "exec", "flock", "nice", "nohup", "podman", "srun", "sudo", "time", "timeout"}
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Block:
 
 
 def blocks_of(page: str) -> list[Block]:
-    """The fenced blocks of a page in their order; a `text` block right behind another is what that prints."""
+    """The fenced blocks of a page in their order, each with the `text` block right behind it."""
     found: list[Block] = []
     end = 0
     for match in _BLOCK.finditer(page):
@@ -62,8 +65,8 @@ def blocks_of(page: str) -> list[Block]:
 def differences(shown: str, printed: str) -> list[str]:
     """Where the two say something else.
 
-    - Decimals may differ by one in the second place: another processor adds up in another order, which moves
-      a float32 score by millionths, and so may tip its rounding.
+    - Decimals may differ by one in the second place: another processor adds up in another order, which
+      moves a float32 score by millionths, and so may tip its rounding.
     - `…` stands for one number, of any size: rows a second, seconds, bytes.
     - Space between columns follows the width of the numbers.
 
@@ -99,7 +102,7 @@ def _is_like(shown: str, printed: str) -> bool:
 
 
 def commands_of(text: str) -> Iterator[list[str]]:
-    """The arguments of each `batchinfer …` in commands for a shell, without what the shell takes for itself.
+    """The arguments of each `batchinfer …` in commands for a shell, without what is the shell's.
 
     Where a line has a prompt, only those that have one are commands, and the others what they print.
     `> ` goes on with a prompt's line, and a backslash with any.
@@ -112,22 +115,20 @@ def commands_of(text: str) -> Iterator[list[str]]:
         lexer.whitespace_split = True
         command: list[str] = []
         for word in [*lexer, ";"]:
-            if not _OPERATORS.fullmatch(word):
+            if word in _REDIRECTIONS or not _OPERATORS.fullmatch(word):
                 command.append(word)
-            elif word in (">", ">>", "<", ">&", "&>"):
-                command.append(word)
-            else:
-                if (arguments := _arguments_of(command)) is not None:
-                    yield arguments
-                command = []
+                continue
+            if (arguments := _arguments_of(command)) is not None:
+                yield arguments
+            command = []
 
 
 def _arguments_of(words: Sequence[str]) -> list[str] | None:
-    """What batchinfer is given in one command, alone or as the module of a launcher; None: it is another's."""
+    """What batchinfer is given in one command, alone or behind a launcher; None: it is another's."""
     kept: list[str] = []
     target = False
     for word in words:
-        if word in (">", ">>", "<", ">&", "&>"):
+        if word in _REDIRECTIONS:
             if kept and kept[-1] == "2":  # 2>log
                 kept.pop()
             target = True
@@ -138,15 +139,7 @@ def _arguments_of(words: Sequence[str]) -> list[str] | None:
     while kept and re.fullmatch(r"[A-Z_][A-Z0-9_]*=.*", kept[0], re.S):
         kept.pop(0)
     for place, word in enumerate(kept):
-        if Path(word).name == "batchinfer" and (place == 0 or kept[place - 1] == "-m"):
+        is_started = place == 0 or kept[place - 1] == "-m" or kept[0] in WRAPPERS
+        if is_started and Path(word).name == "batchinfer":
             return kept[place + 1 :]
-        if place == 0 and word in WRAPPERS:
-            return next(
-                (kept[n + 1 :] for n, one in enumerate(kept) if Path(one).name == "batchinfer"),
-                None,
-            )
     return None
-
-
-#: Commands that start another one; what stands behind the name of ours is for ours.
-WRAPPERS = {"exec", "nohup", "nice", "timeout", "srun", "flock", "time", "docker", "podman", "sudo"}

@@ -35,12 +35,14 @@ PAGES = {
 OTHERS = ("CONTRIBUTING.md", "deploy/README.md", "benchmarks/results/README.md")
 BLOCKS = {path: blocks_of(page) for path, page in PAGES.items()}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.language == "sh" for b in blocks)]
-#: On a CPU, without a network and without the settings that a developer's machine has kept.
+#: On a CPU, without a network and without the settings that a developer's machine has kept; in float32 where
+#: a command does not say, which all CPUs have.
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "HF_HUB_OFFLINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "BATCHINFER_PROFILE": "none",
+    "BATCHINFER_DTYPE": "float32",
     "OMP_NUM_THREADS": "1",  # other tests use the other cores
     "COLUMNS": "100",
     "TZ": "UTC",

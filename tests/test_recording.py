@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from itertools import pairwise
 from xml.etree import ElementTree
 
 from scripts.record import PAGE, SCENES, Screen, draw, evenly
@@ -56,7 +57,7 @@ def test_each_row_shows_one_thing_at_a_time() -> None:
     rows = seen(PAGE.read_text(encoding="utf-8"))
     for height in {height for *_, height in rows}:
         times = sorted((begin, end) for begin, end, _, at in rows if at == height)
-        assert all(end <= begin for (_, end), (begin, _) in zip(times, times[1:], strict=False))
+        assert all(end <= begin for (_, end), (begin, _) in pairwise(times))
 
 
 def screen(*lines: str) -> Screen:

@@ -1,9 +1,9 @@
-"""Commands of the pages, quickly: each in a process of its own, forked from one that has imported what takes long.
+"""Commands of the pages, quickly: each in a process of its own, forked from one that is warm.
 
-    Warm(folder)      starts that process, and puts `batchinfer` and `python` into folder/bin, for a PATH
+    Warm(folder, environ)    starts that one, and puts `batchinfer` and `python` into folder/bin, for a PATH
 
 Importing torch and transformers takes four seconds a command, and answering a few rows less than one. What
-a command is given is as ever: its arguments, folder, environment, streams, and its exit code comes back.
+a command is given is as ever: its arguments, folder, environment and streams; its exit code comes back.
 """
 
 from __future__ import annotations
