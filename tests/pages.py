@@ -104,13 +104,12 @@ def _is_like(shown: str, printed: str) -> bool:
 def commands_of(text: str) -> Iterator[list[str]]:
     """The arguments of each `batchinfer …` in commands for a shell, without what is the shell's.
 
-    Where a line has a prompt, only those that have one are commands, and the others what they print.
-    `> ` goes on with a prompt's line, and a backslash with any.
+    Where a line has a prompt, only those that have one are commands, and the others what they print. A
+    backslash goes on in the next line, which may begin with `> `.
     """
-    lines = text.splitlines()
-    if any(line.startswith("$ ") for line in lines):
-        lines = [line[2:] for line in lines if line.startswith(("$ ", "> "))]
-    for line in re.sub(r"\\\n\s*", " ", "\n".join(lines)).split("\n"):
+    if re.search(r"^\$ ", text, re.M):
+        text = "\n".join(re.findall(r"^\$ ((?:.*\\\n(?:> )?)*.*)$", text, re.M))
+    for line in re.sub(r"\\\n(?:> )?\s*", " ", text).split("\n"):
         lexer = shlex.shlex(line, posix=True, punctuation_chars=True)
         lexer.whitespace_split = True
         command: list[str] = []

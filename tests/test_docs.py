@@ -188,7 +188,8 @@ def test_blocks_know_what_they_print() -> None:
     [
         ("batchinfer run 'a b' \\\n  -m X   # why\n", [["run", "a b", "-m", "X"]]),
         ("$ batchinfer status out\nbatchinfer: 3 rows\n", [["status", "out"]]),
-        ("$ batchinfer run a \\\n> -m b\n", [["run", "a", "-m", "b"]]),
+        ("$ batchinfer run a \\\n> -m b\nKilled\n", [["run", "a", "-m", "b"]]),
+        ("$ batchinfer run a \\\n  -m b\nKilled\n$ ls\n", [["run", "a", "-m", "b"]]),
         ("A_B=1 batchinfer doctor > log 2>&1 && ls | batchinfer run -", [["doctor"], ["run", "-"]]),
         ("torchrun --n 8 -m batchinfer run a\nsrun batchinfer status o", [["run", "a"], ["status", "o"]]),
         ("pip install batchinfer\ncd batchinfer", []),
