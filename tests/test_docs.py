@@ -35,8 +35,8 @@ PAGES = {
 OTHERS = ("CONTRIBUTING.md", "deploy/README.md", "benchmarks/results/README.md")
 BLOCKS = {path: blocks_of(page) for path, page in PAGES.items()}
 RUN = [path for path, blocks in BLOCKS.items() if any(b.language == "sh" for b in blocks)]
-#: On a CPU, without a network and without the settings that a developer's machine has kept; in float32 where
-#: a command does not say, which all CPUs have.
+#: On a CPU, without a network, without the settings that a developer's machine has kept, and in float32,
+#: which all CPUs have, where a command does not say.
 ENVIRONMENT = {
     "PYTHONPATH": str(ROOT),
     "HF_HUB_OFFLINE": "1",
