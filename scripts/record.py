@@ -11,15 +11,18 @@ SVG has no script: rows of text that CSS shows at their time.
 from __future__ import annotations
 
 import argparse
+import fcntl
 import html
 import os
 import pty
 import select
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import tempfile
+import termios
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
@@ -78,10 +81,7 @@ class Terminal:
             os.chdir(self.folder)
             shell = ["bash", "--norc", "--noprofile", "--noediting", "-i"]
             os.execvpe("bash", shell, environment())
-        size = (LINES).to_bytes(2, "little") + COLUMNS.to_bytes(2, "little") + bytes(4)
-        import fcntl
-        import termios
-
+        size = struct.pack("4H", LINES, COLUMNS, 0, 0)
         fcntl.ioctl(self._line, termios.TIOCSWINSZ, size)
 
     def read(self, seconds: float = 0.02) -> bool:
@@ -122,7 +122,6 @@ def environment() -> dict[str, str]:
         "TERM": "xterm-256color",
         "COLORTERM": "truecolor",
         "LANG": "C.UTF-8",
-        "BASH_SILENCE_DEPRECATION_WARNING": "1",
         "BATCHINFER_PROFILE": "none",
         "HF_HUB_OFFLINE": "1",
         "XDG_CACHE_HOME": str(Path(tempfile.gettempdir()) / "recording-cache"),
@@ -149,17 +148,14 @@ def spans_of(screen: pyte.Screen) -> Screen:
             cell = screen.buffer[y][x]
             if cell.data in ("", " "):
                 continue
-            if row and (cell.fg, cell.bold) == row[-1][2:] and row[-1][0] + len(row[-1][1]) == x:
-                row[-1] = (row[-1][0], row[-1][1] + cell.data, cell.fg, cell.bold)
-            elif (
-                row
-                and (cell.fg, cell.bold) == row[-1][2:]
-                and row[-1][0] + len(row[-1][1]) == x - 1
-                and "━" not in cell.data + row[-1][1]
-            ):
-                row[-1] = (row[-1][0], row[-1][1] + " " + cell.data, cell.fg, cell.bold)
-            else:
-                row.append((x, cell.data, cell.fg, cell.bold))
+            if row:
+                start, text, *look = row[-1]
+                gap = x - start - len(text)
+                is_word = gap <= 1 and "━" not in cell.data + text
+                if look == [cell.fg, cell.bold] and (gap == 0 or is_word):
+                    row[-1] = (start, text + " " * gap + cell.data, cell.fg, cell.bold)
+                    continue
+            row.append((x, cell.data, cell.fg, cell.bold))
         rows.append(tuple(row))
     return tuple(rows)
 
@@ -186,7 +182,6 @@ def record(folder: Path) -> Iterator[tuple[Screen, float]]:
             if scene.kill_at is not None and terminal.child and share_done(folder) >= scene.kill_at:
                 kill(terminal.child)
         end = spans_of(terminal.screen)
-        # The first moments are the same each time: the command's own line, and what it says at the start.
         moments = [moment for moment in moments if moment != end]
         for moment in evenly(moments, scene.num_moments):
             yield moment, MOMENT
@@ -296,11 +291,11 @@ def draw_row(y: int, row: Sequence[Span]) -> str:
     top = BAR + PADDING + y * LINE + SIZE - 2
     parts = []
     for x, text, colour, is_bold in row:
-        fill = PROMPT if (x, text[0]) == (0, "$") else colour_of(colour)
-        if fill == PROMPT and text.startswith("$ "):
+        if x == 0 and text.split(" ")[0] == "$":
             parts.append(draw_text(0, top, "$", PROMPT, True))
-            x, text, fill = 2, text[2:], FOREGROUND
-        parts.append(draw_text(x, top, text, fill, is_bold))
+            x, text = 2, text[2:]
+        if text:
+            parts.append(draw_text(x, top, text, colour_of(colour), is_bold))
     return "".join(parts)
 
 

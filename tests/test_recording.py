@@ -46,7 +46,9 @@ def test_the_recording_tells_the_whole_story() -> None:
     rows = seen(svg)
     assert int(ElementTree.fromstring(svg).attrib["data-moments"]) > 40
     for scene in SCENES:
-        assert any(words == f"$ {scene.command}" for _, _, words, _ in rows), scene.command
+        assert any(words.split(" ", 1) == ["$", scene.command] for _, _, words, _ in rows), (
+            scene.command
+        )
     last = [words for _, end, words, _ in rows if end == 100.0]
     assert any("each once: OK" in words for words in last)
     assert any(words == "Killed" for _, _, words, _ in rows)
