@@ -85,6 +85,13 @@ def test_imports_point_one_way() -> None:
     assert not wrong
 
 
+def test_the_layers_are_drawn_as_they_are() -> None:
+    page = (ROOT / "docs" / "architecture.md").read_text()
+    drawing = page.split("## Layers")[1].split("```")[1].strip()
+    drawn = [tuple(line.split("  ")[0].split(", ")) for line in drawing.splitlines()]
+    assert drawn == list(LAYERS[:-1])
+
+
 @pytest.mark.parametrize(
     ("heavy", "homes"),
     [

@@ -72,7 +72,7 @@ nothing disturbs it, and each was caught. Cases were run, likely ones first, unt
 
 ## Again
 
-```
+```console
 make faults                                              # all of it, and this page
 python -m tests.faults.suite --all                       # all of it
 python -m tests.faults.suite --sweep kill --scenario fresh
