@@ -74,7 +74,25 @@ def json_array(values: Sequence[Any], kind: pa.DataType) -> tuple[pa.Array[Any],
     kept = list(values)
     for index in bad:
         kept[index] = None
-    return pa.array(kept, kind), bad
+    try:
+        return pa.array(kept, kind), bad
+    except pa.ArrowInvalid:  # Arrow takes no integer above 2**53 for a float, however exact it is
+        return pa.array([_with_floats(value, kind) for value in kept], kind), bad
+
+
+def _with_floats(value: Any, kind: pa.DataType) -> Any:
+    """A value that fits a type, with floats where the type has them."""
+    nested: Any = kind
+    if value is None:
+        return None
+    if pat.is_floating(kind):
+        return float(value)
+    if is_plain_list(kind):
+        return [_with_floats(item, nested.value_type) for item in value]
+    if pat.is_struct(kind):
+        kinds = {field.name: field.type for field in nested}
+        return {name: _with_floats(item, kinds[name]) for name, item in value.items()}
+    return value
 
 
 def _python_types(kind: pa.DataType) -> set[type]:

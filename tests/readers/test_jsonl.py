@@ -101,6 +101,16 @@ def test_integers_beyond_64_bits_are_found_in_nested_values(tmp_path: Path) -> N
     assert reading.column("_rescued_data")[1] == '{"x":[0.5,-9223372036854775809,1.5]}'
 
 
+def test_integers_that_a_float_holds_exactly_are_floats_at_any_depth(tmp_path: Path) -> None:
+    """Arrow takes none above 2**53 for a float, though every other one up to 2**54 is exact."""
+    exact, odd = 2**53 + 2, 2**53 + 3
+    reading = read(tmp_path, f'{{"x": [{exact}, 0.5]}}', '{"x": [1]}', f'{{"x": [{odd}]}}')
+    assert reading.column("x") == [[float(exact), 0.5], [1.0], None]
+    assert reading.column("_rescued_data")[2] == f'{{"x":[{odd}]}}'
+    reading = read(tmp_path, '{"x": {"y": [0.5]}}', f'{{"x": {{"y": [{exact}, null]}}}}')
+    assert reading.column("x")[1] == {"y": [float(exact), None]}
+
+
 @pytest.mark.parametrize(
     ("kind", "fits", "misfits"),
     [
