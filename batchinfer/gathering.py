@@ -87,7 +87,7 @@ def answer(
             meter.tell(batch)
             if gathered.is_complete:
                 answered = gathering.pop(batch.chunk).result()
-                progress.answered(answered.num_rows - len(answered.requests), 0)
+                progress.answered(answered.num_rows - gathered.num_asked_about, 0)
                 progress.failed(len(answered.errors))
                 yield answered
             if stop.out_of_time:  # what is under way is dropped
@@ -161,8 +161,10 @@ class Gathering:
     done: npt.NDArray[np.bool_]
     #: int8[n]: where the answers of requests come from.
     origin: npt.NDArray[np.int8]
-    #: int64[n]: how many requests each one's answer is for; None: each is for itself.
+    #: int64[n]: how many rows get their first answer with each one's; None: no request stands for others.
     copies: Int64Array | None = None
+    #: int64[n]: 1 for the first request of each row; None: each row has one.
+    firsts: Int64Array | None = None
     errors: dict[int, str] = field(default_factory=dict)
     #: Whether a journal had some of the answers.
     is_recalled: bool = False
@@ -182,12 +184,25 @@ class Gathering:
         if (same_as := loaded.requests.same_as) is not None:
             done[same_as != np.arange(requests)] = True
             origin[done] = DUPLICATE
-            copies = np.bincount(same_as, minlength=requests)
-        return cls(loaded, answers, values, items, done, origin, copies)
+        row, firsts = loaded.requests.row, None
+        begins = np.diff(row, prepend=-1) != 0
+        if not begins.all():
+            firsts = begins.astype(np.int64)
+        if same_as is not None:
+            weights = None if firsts is None else firsts.astype(np.float64)
+            counts = np.bincount(same_as, weights=weights, minlength=requests)
+            copies = counts.astype(np.int64)
+        return cls(loaded, answers, values, items, done, origin, copies, firsts)
+
+    @property
+    def num_asked_about(self) -> int:
+        """Rows that have requests."""
+        return len(self.loaded.requests) if self.firsts is None else int(self.firsts.sum())
 
     def num_answered_by(self, indices: Int64Array) -> int:
-        """How many requests have an answer once these were asked: with those of the same input."""
-        return len(indices) if self.copies is None else int(self.copies[indices].sum())
+        """How many rows have their first answer once these were asked: with those of the same input."""
+        counts = self.firsts if self.copies is None else self.copies
+        return len(indices) if counts is None else int(counts[indices].sum())
 
     def open_batches(self) -> Iterator[Batch]:
         """The batches with what has no answer yet; an empty one, where nothing is left to ask."""

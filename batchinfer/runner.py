@@ -33,7 +33,12 @@ from batchinfer.reporting.snapshot import Outcome
 from batchinfer.sharing import Part, Share, part_of
 from batchinfer.stop import StopSignal
 from batchinfer.worker import Worker
-from batchinfer.writers.claims import refuse_foreign_folder, refuse_other_job
+from batchinfer.writers.claims import (
+    refuse_foreign_folder,
+    refuse_increments,
+    refuse_other_job,
+    refuse_part_that_overwrites,
+)
 from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
 from batchinfer.writers.shard_table import ShardTable
 
@@ -67,8 +72,7 @@ def run(
         if config.deadline is not None:
             stop.set_by(config.deadline)
         part = part_of(config.shard, os.environ)
-        if part is not None and overwrite:
-            raise UsageError("--shard: not with --overwrite, which needs the folder for itself")
+        refuse_part_that_overwrites(part, overwrite)
         if part is not None and config.executor == "ray":
             raise UsageError("--shard: not with --executor ray, which hands out all chunks")
         # These are this call's, not the job's.
@@ -76,11 +80,8 @@ def run(
         previous = None if overwrite else load_plan(config.output)
         if incremental:
             _refuse_beside_incremental(config, part, overwrite)
-        elif previous is not None and previous.increments:
-            raise JobMismatchError(
-                f"{config.output}: holds a job that --incremental has added to; say --incremental again, "
-                f"or go on with `batchinfer resume {config.output}`"
-            )
+        elif previous is not None:
+            refuse_increments(previous, config.output)
         if incremental and previous is not None:
             plan, model_folder = plan_again(config, previous)
         else:

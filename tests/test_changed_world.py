@@ -286,6 +286,7 @@ OTHERWISE: dict[str, Any] = {
     "chat": False,
     "system": "be brief",
     "features": ("title",),
+    "dedup": "off",
 }
 #: Jobs in which a knob means something, where the usual one is none.
 _EMBED, _ZERO_SHOT = {"task": "embed"}, {"task": "zero-shot", "labels": ("a",)}

@@ -147,6 +147,19 @@ def test_warnings_stand_among_the_events_without_secrets(
     assert set(messages) == {"asked with ***"}
 
 
+def test_python_goes_on_to_show_warnings_where_nobody_set_up_a_log(
+    job: Job, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Warns(Rates):
+        def failed(self, num_errors: int) -> None:
+            log.warning("a row went wrong")
+
+    log = logging.getLogger("batchinfer")
+    monkeypatch.setattr(log, "propagate", False)  # pytest itself listens at the root
+    run(job(), progress=Warns(), displays=[])
+    assert "a row went wrong\n" in capsys.readouterr().err
+
+
 def test_a_disk_without_room_for_events_is_no_reason_to_stop(
     job: Job, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -196,6 +209,7 @@ def test_status_of_a_run_that_is_loading_its_model(job: Job, tmp_path: Path) -> 
 
 def test_old_files_make_room(job: Job, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(events_module, "MOST_FILES", 3)
+    monkeypatch.setattr(events_module, "_QUIET_SECONDS", 0.0)
     for _ in range(3):
         progress = StopAt(1)
         with pytest.raises(Interrupted):
@@ -312,7 +326,7 @@ def test_metrics_say_how_the_last_run_went(job: Job, tmp_path: Path) -> None:
     assert finished["batchinfer_errors"] == 1
     run(config)  # nothing is left to do
     again = metrics(path)
-    assert again["batchinfer_rows"] == NUM_ROWS
+    assert again["batchinfer_rows"] == again["batchinfer_rows_expected"] == NUM_ROWS
     assert (
         again["batchinfer_finished_timestamp_seconds"]
         >= finished["batchinfer_finished_timestamp_seconds"]
@@ -334,6 +348,32 @@ def test_a_run_that_fails_does_not_forget_when_one_finished(
         73,
         when,
     )
+
+
+def test_a_run_that_is_locked_out_leaves_the_metrics_of_the_one_at_work(
+    job: Job, tmp_path: Path
+) -> None:
+    path = tmp_path / "job.prom"
+    config = job(metrics_file=str(path))
+    found: list[dict[str, float]] = []
+
+    class Second(Rates):
+        def answered(self, num_rows: int, num_tokens: int) -> None:
+            with pytest.raises(Interrupted):
+                run(config, resume=True)
+            found.append(metrics(path))
+
+    run(config, progress=Second())
+    assert {one["batchinfer_running"] for one in found} == {1.0}
+    assert metrics(path)["batchinfer_running"] == 0
+
+
+def test_a_part_that_is_done_does_not_say_that_all_is(job: Job, tmp_path: Path) -> None:
+    path = tmp_path / "part.prom"
+    run(job(metrics_file=str(path), shard="0/2"))
+    found = metrics(path)
+    assert found["batchinfer_exit_code"] == 0
+    assert "batchinfer_finished_timestamp_seconds" not in found
 
 
 def test_a_metrics_file_needs_a_folder(job: Job, tmp_path: Path) -> None:

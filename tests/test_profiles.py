@@ -422,7 +422,7 @@ def test_a_ceiling_that_was_learned_holds_from_the_start(
 def test_plans_of_earlier_versions_have_no_settings_and_forged_ones_are_refused(
     source: Path, tmp_path: Path
 ) -> None:
-    from batchinfer.plan import _checksum
+    from batchinfer.plan import checksum_of
 
     job = config(source, tmp_path / "out")
     profile = profile_of(job)
@@ -432,11 +432,11 @@ def test_plans_of_earlier_versions_have_no_settings_and_forged_ones_are_refused(
     del document["checksum"]
     forged = json.loads(json.dumps(document))
     forged["tuned"]["settings"]["threads"] = 10**9
-    forged["checksum"] = _checksum(forged)
+    forged["checksum"] = checksum_of(forged)
     with pytest.raises(JobMismatchError, match="threads"):
         Plan.from_json(json.dumps(forged).encode(), "plan.json")
     del document["tuned"]
-    document["checksum"] = _checksum(document)
+    document["checksum"] = checksum_of(document)
     assert Plan.from_json(json.dumps(document).encode(), "plan.json").tuned is None
 
 

@@ -209,6 +209,39 @@ def test_a_display_that_fails_is_left_out_and_ends_nothing(
     assert caplog.messages == ["Fails: nothing more is shown there: no such terminal"]
 
 
+def test_a_display_that_failed_is_still_told_of_the_end(clock: Clock) -> None:
+    class Fails(Keeps):
+        def show(self, now: Snapshot) -> None:
+            super().show(now)
+            raise RuntimeError("no such terminal")
+
+    fails = Fails()
+    monitor = begun(clock, fails)
+    for _ in range(3):
+        clock.now += 1
+        monitor.show_due()
+    monitor.close(Outcome("finished", 0))
+    assert (len(fails.shown), len(fails.outcomes)) == (1, 1)
+
+
+def test_nothing_is_shown_behind_the_end(clock: Clock) -> None:
+    kept = Keeps()
+    monitor = begun(clock, kept)
+    monitor.close(Outcome("finished", 0))
+    clock.now += 5
+    monitor.show_due()
+    assert kept.shown == []
+
+
+def test_rows_that_the_model_was_not_asked_about_are_no_work(clock: Clock) -> None:
+    monitor = begun(clock, rows=200)
+    monitor.answered(100, 0)  # a cache had them
+    monitor.loaded(200, 1000)
+    clock.now += 1
+    monitor.answered(10, 100)
+    assert monitor.snapshot().seconds_left == 9.0
+
+
 def test_displays_are_shown_as_often_as_they_ask(clock: Clock) -> None:
     often, seldom = Keeps(1), Keeps(10)
     monitor = begun(clock, often, seldom)

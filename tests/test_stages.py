@@ -44,8 +44,10 @@ def job(tmp_path: Path) -> RunConfig:
 
 
 def write_much(path: Path) -> None:
-    """So many rows that no stage is over within half a millisecond."""
-    path.write_text((json.dumps({"text": "a" * 400}) + "\n") * 5000)
+    """So many rows that no stage is over within half a millisecond; none is there twice."""
+    path.write_text(
+        "".join(json.dumps({"text": f"{i:04d}" + "a" * 396}) + "\n" for i in range(5000))
+    )
 
 
 def slow(monkeypatch: pytest.MonkeyPatch, owner: Any, name: str) -> None:

@@ -21,7 +21,7 @@ from batchinfer import inputs, resume, run, verify
 from batchinfer.errors import Interrupted, StorageError, UsageError
 from batchinfer.readers import listing
 from batchinfer.verification import chain
-from batchinfer.writers import run_folder
+from batchinfer.writers import holders
 from batchinfer.writers.run_folder import RunFolder
 from tests.conftest import Cli, shard_bytes
 from tests.test_run import config, rows, run_partly, write_jsonl
@@ -248,9 +248,9 @@ def test_an_unfinished_folder_is_read_no_further_than_its_shards(
     stops = []
     real = inputs.read_chunks
 
-    def watching(span: Any, *arguments: Any) -> Any:
+    def watching(span: Any, *arguments: Any, **options: Any) -> Any:
         stops.append(span.stop)
-        return real(span, *arguments)
+        return real(span, *arguments, **options)
 
     monkeypatch.setattr(inputs, "read_chunks", watching)
     verify(output)
@@ -340,7 +340,7 @@ def test_the_reason_why_an_input_cannot_be_read_is_told_whole(
     run(config(tmp_path / "in", tmp_path / "out"))
     path = str(tmp_path / "in" / "b.jsonl")
 
-    def reading(*arguments: Any) -> Iterator[Any]:
+    def reading(*arguments: Any, **options: Any) -> Iterator[Any]:
         raise StorageError(f"{path}: torn; twice", file=path, advice="run again")
         yield
 
@@ -384,7 +384,7 @@ def test_what_a_run_has_begun_to_mend_is_no_finding(
 ) -> None:
     shard(output, 1).unlink()
     answers = iter([False, True])
-    monkeypatch.setattr(run_folder, "is_locked", lambda path: next(answers))
+    monkeypatch.setattr(holders, "is_locked", lambda path: next(answers))
     with pytest.raises(Interrupted):
         verify(output)
 

@@ -27,7 +27,7 @@ from batchinfer.core import (
 from batchinfer.engines.base import StoppedError
 from batchinfer.engines.fake import FakeEncoder, FakeEngine, describe
 from batchinfer.errors import ModelError
-from batchinfer.gathering import WRITE_BEHIND, answer, write_behind
+from batchinfer.gathering import WRITE_BEHIND, Gathering, answer, write_behind
 from batchinfer.planning import make_plan
 from batchinfer.profiles import Settings, Tuned
 from batchinfer.reporting.monitor import Monitor
@@ -273,6 +273,17 @@ def test_progress_counts_every_row_once() -> None:
     chunks = [loaded_chunk(0, [*texts(20), None]), loaded_chunk(1, [None])]
     list(answer(chunks, FakeEngine(TASK), rates, StopSignal()))
     assert (rates.num_rows, rates.num_errors) == (22, 2)
+
+
+def test_rows_of_several_requests_count_once() -> None:
+    loaded = loaded_chunk(0, texts(12))
+    several = dataclasses.replace(
+        loaded,
+        requests=dataclasses.replace(loaded.requests, row=np.arange(12, dtype=np.int32) // 3),
+    )
+    gathered = Gathering.of(several, TASK.answers)
+    assert gathered.num_asked_about == 4
+    assert sum(gathered.num_answered_by(batch.indices) for batch in several.batches) == 4
 
 
 def test_the_writer_falls_behind_by_a_bounded_number_of_chunks() -> None:

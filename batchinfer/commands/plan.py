@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import shlex
 import sys
 from collections.abc import Mapping
 from typing import Annotated, Any
@@ -20,8 +21,8 @@ from batchinfer.commands.console import (
     set_up_logging,
     to_json,
 )
-from batchinfer.commands.flags import RUN_FLAGS
-from batchinfer.config import RunConfig, seconds_of
+from batchinfer.commands.flags import RESUME_FLAGS, RUN_FLAGS
+from batchinfer.config import RunConfig, flag_name, seconds_of
 from batchinfer.errors import UsageError
 from batchinfer.lean import spare_pandas
 from batchinfer.options import options_of
@@ -104,12 +105,25 @@ def foretell(
         given = {**flags, **({"overwrite": True} if found.action == "replace" else {})}
         found = dataclasses.replace(found, next_command=next_command(inputs, given, file, job))
     elif found.action == "resume":
-        found = dataclasses.replace(found, next_command=f"batchinfer resume {found.output}")
+        found = dataclasses.replace(found, next_command=_resume_command(found.output, flags))
     if json:
         print_out(to_json(found.to_dict()))
     elif not quiet:
         encoding = (sys.stdout and sys.stdout.encoding) or "ascii"
         print_out(found.to_text(ascii_only=not encoding.lower().startswith("utf")))
+
+
+def _resume_command(output: str, flags: Mapping[str, Any]) -> str:
+    """What to type to have the rest answered as it was foretold."""
+    words = ["batchinfer", "resume", output]
+    for name, value in flags.items():
+        if name not in RESUME_FLAGS:
+            continue
+        if isinstance(value, bool):
+            words.append(flag_name(name) if value else f"--no-{flag_name(name)[2:]}")
+        else:
+            words += [flag_name(name), str(value)]
+    return shlex.join(words)
 
 
 def _amount(flag: str, value: str) -> float:

@@ -66,6 +66,10 @@ def run_command(
     no_progress: NoProgress = False,
 ) -> None:
     """Answer every row of the inputs, and write sharded Parquet."""
+    if dry_run and incremental:
+        raise UsageError(
+            "--dry-run: not with --incremental; what is new is known when it is answered"
+        )
     if dry_run:
         foretell(
             (inputs or [], flags, config),

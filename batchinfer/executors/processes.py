@@ -10,6 +10,7 @@ into it afterwards, in a process of its own, where a row that kills is found.
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import queue
 import signal
@@ -169,7 +170,8 @@ class Processes(Executor):
                 elif isinstance(message, Told):
                     message.to(progress)
                 elif isinstance(message, Measured):
-                    progress.measured(message)
+                    # By its device, which a process that is started again has too.
+                    progress.measured(dataclasses.replace(message, device=member.device))
                 elif isinstance(message, _Death):
                     again += self._replace(member, message, folder, budget, attempts)
                     if is_stopped:

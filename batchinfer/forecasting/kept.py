@@ -26,7 +26,10 @@ log = logging.getLogger("batchinfer")
 FORMAT = 1
 _MAX_BYTES = 1 << 20
 #: What may change at a resume and says nothing about speed, or is said elsewhere in the key.
-_NO_MATTER = ("max_errors", "deadline", "shard", "profile", "offload_folder")
+_NO_MATTER = (
+    "max_errors", "deadline", "shard", "profile", "offload_folder",
+    "progress", "metrics_file", "log_file",
+)  # fmt: skip
 #: What is held against what came, by its name in the forecast.
 FIGURES = ("num_rows", "num_tokens", "num_batches", "num_shards", "num_bytes")
 

@@ -44,7 +44,7 @@ from batchinfer.writers.shard import ShardWriter, assemble
 #: Tokens of the sample: enough for several of the largest batches, and encoded in a second.
 SAMPLE_TOKENS, SAMPLE_TOKENS_OF_GPU = 250_000, 2_000_000
 #: Rows of a table cost one token each; more of them say nothing new.
-_MAX_ROWS = 65536
+_MAX_ROWS, _LEAST_ROWS = 65536, 4096
 #: Rows that go all the way: at first (of answers that are written, fewer), by how many times more, and at
 #: most.
 _FIRST_ROWS, _FIRST_WRITTEN, _GROWTH, _MOST_ROWS = 16, 4, 4, 4096
@@ -149,7 +149,9 @@ def take_material(
         return requests
 
     tokens = SAMPLE_TOKENS_OF_GPU if is_gpu else SAMPLE_TOKENS
-    sample_requests(plan, tokens, encode, _MAX_ROWS, whole=True)
+    # No more than a chunk: in more rows there are more duplicates than a run finds.
+    most = min(_MAX_ROWS, max(_LEAST_ROWS, plan.chunk_rows))
+    sample_requests(plan, tokens, encode, most, whole=True)
     assert chunk is not None and start is not None
     reading = _time_reading(plan, span, max(1, min(chunk.num_rows, plan.chunk_rows)))
     loaded = loader.prepare(chunk)

@@ -176,8 +176,9 @@ class Forecast:
             devices = devices.replace("×", "x")
         whose = f", part {self.part}" if self.part else ""
         done = f"; {self.rows_done:,} rows are done" if self.rows_done else ""
+        where = f" on {devices}" if devices else ""
         lines = [
-            f"{self.task} by {self.model} ({self.engine} in {self.dtype} on {devices}){whose}; nothing was "
+            f"{self.task} by {self.model} ({self.engine} in {self.dtype}{where}){whose}; nothing was "
             "written",
             _line(
                 "output", f"{self.output}{': ' if self.output else ''}{ACTIONS[self.action]}{done}"

@@ -14,7 +14,12 @@ from batchinfer.inputs import check_inputs
 from batchinfer.plan import Plan
 from batchinfer.planning import make_plan
 from batchinfer.sharing import Part, Share, part_of
-from batchinfer.writers.claims import refuse_foreign_folder, refuse_other_job
+from batchinfer.writers.claims import (
+    refuse_foreign_folder,
+    refuse_increments,
+    refuse_other_job,
+    refuse_part_that_overwrites,
+)
 from batchinfer.writers.holders import refuse_live
 from batchinfer.writers.run_folder import RunFolder, list_shards, load_plan
 
@@ -36,11 +41,14 @@ class JobAsItIs:
         """What `run` would find; raises what it would raise."""
         refuse_foreign_folder(config.output)
         part = part_of(config.shard, os.environ)
+        refuse_part_that_overwrites(part, overwrite)
         config = config.model_copy(update={"shard": None})
         held = load_plan(config.output) if config.output else None
         if held is not None and part is None:
             refuse_live(config.output, "plan")
         is_kept = held is not None and not overwrite
+        if held is not None and is_kept:
+            refuse_increments(held, config.output)
         plan, model_folder = make_plan(config, held if is_kept else None, is_rehearsal=True)
         shards: dict[ChunkId, Shard] = {}
         if held is not None and is_kept:

@@ -17,6 +17,7 @@ from __future__ import annotations
 import json
 import logging
 import re
+import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import asdict
@@ -35,6 +36,8 @@ log = logging.getLogger("batchinfer")
 MOST_FILES = 100
 #: So long every 2 s, for who looks at a run that has just begun; then every 10 s.
 _FIRST_SECONDS, _LATER = 30.0, 10.0
+#: A run at work writes more often than this.
+_QUIET_SECONDS = 3600.0
 _NAME = re.compile(r"events-[0-9A-Za-z-]+\.jsonl")
 #: A longer line is none of ours; and no more of a file is read: 20 days of progress.
 _MAX_LINE_BYTES, _MAX_FILE_BYTES = 1 << 20, 100 << 20
@@ -108,6 +111,8 @@ class EventsFile(EventLines):
         _remove_old(self._path.parent)
         with suppress(OSError):  # a full disk is found by whoever has something to lose
             self._file = self._path.open("x", encoding="ascii", buffering=1)
+        if not log.hasHandlers():  # then Python itself shows warnings, up to here
+            self._handler.behind = logging.lastResort
         log.addHandler(self._handler)
         super().begin(about, now)
 
@@ -135,8 +140,11 @@ class _LogEvents(logging.Handler):
     def __init__(self, say: Callable[[str, Mapping[str, Any]], None]) -> None:
         super().__init__(logging.WARNING)
         self._tell = say
+        self.behind: logging.Handler | None = None
 
     def emit(self, record: logging.LogRecord) -> None:
+        if self.behind is not None:
+            self.behind.handle(record)
         self._tell("log", {"level": record.levelname.lower(), "message": record.getMessage()})
 
 
@@ -195,4 +203,6 @@ def _remove_old(folder: Path) -> None:
     with suppress(OSError):
         names = sorted(path.name for path in folder.iterdir() if is_events_file(path.name))
         for name in names[: -(MOST_FILES - 1)]:
-            (folder / name).unlink()
+            path = folder / name
+            if path.stat().st_mtime < time.time() - _QUIET_SECONDS:  # else its run may be at work
+                path.unlink()

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from batchinfer.errors import UsageError
+from batchinfer.errors import Interrupted, UsageError
 from batchinfer.reporting.monitor import Display
 from batchinfer.reporting.snapshot import Outcome, Snapshot
 
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 _PREFIX = "batchinfer_"
 _FINISHED = "finished_timestamp_seconds"
 _ROWS_HELP = "Rows that have an answer or an error"
+_EXPECTED_HELP = "Rows expected in all"
 _FINISHED_HELP = "When a run last found every row durable"
 
 
@@ -40,10 +41,12 @@ class MetricsFile(Display):
         self._path, self._output = path, output
         self._registry = CollectorRegistry()
         self._gauges: dict[str, Gauge] = {}
+        self._has_begun = False
         if (finished := self._finished_before()) is not None:
             self._set(_FINISHED, _FINISHED_HELP, finished)
 
     def begin(self, about: Mapping[str, Any], now: Snapshot) -> None:
+        self._has_begun = True
         self._set("running", "1 while a run is at work", 1)
         self._set("begin_timestamp_seconds", "When the last run began its work", time.time())
         self.show(now)
@@ -54,7 +57,7 @@ class MetricsFile(Display):
 
     def _set_figures(self, now: Snapshot) -> None:
         self._set("rows", _ROWS_HELP, now.rows_done + now.rows)
-        self._set("rows_expected", "Rows expected in all", now.rows_expected)
+        self._set("rows_expected", _EXPECTED_HELP, now.rows_expected)
         self._set("run_rows", "Rows answered by the last run", now.rows)
         self._set("run_tokens", "Useful tokens answered by the last run", now.tokens)
         self._set("run_errors", "Rows of the last run that have an error", now.errors)
@@ -78,17 +81,21 @@ class MetricsFile(Display):
                 self._set("time_ratio", help_text, share, of=what)
 
     def end(self, now: Snapshot, outcome: Outcome) -> None:
+        report = outcome.report
+        if self._has_begun:
+            self._set_figures(now)
+        elif report is None and outcome.exit_code == Interrupted.exit_code:
+            return  # another run is at work, and its figures stay as they are
+        if report is not None:  # also of a run that had nothing to do, and so counted nothing
+            self._set("rows", _ROWS_HELP, report["num_rows"])
+            expected = max(now.rows_expected, report["num_rows"])
+            self._set("rows_expected", _EXPECTED_HELP, expected)
+            self._set("errors", "Rows that have an error", report["num_errors"])
+            if report["finished"]:
+                self._set(_FINISHED, _FINISHED_HELP, time.time())
         self._set("running", "1 while a run is at work", 0)
         self._set("exit_code", "Exit code of the last run", outcome.exit_code)
         self._set("end_timestamp_seconds", "When the last run ended", time.time())
-        if outcome.state == "finished":
-            self._set(_FINISHED, _FINISHED_HELP, time.time())
-        self._set_figures(now)
-        if (
-            outcome.report is not None
-        ):  # also of a run that had nothing to do, and so counted nothing
-            self._set("rows", _ROWS_HELP, outcome.report["num_rows"])
-            self._set("errors", "Rows that have an error", outcome.report["num_errors"])
         self._write()
 
     def _finished_before(self) -> float | None:

@@ -12,6 +12,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
@@ -69,6 +70,7 @@ class Monitor(Rates):
         self.facts: dict[str, Any] = {}
         self._listener = listener or Silent()
         self._samples: deque[_Sample] = deque([_Sample.of(self)])
+        self._failed: list[Display] = []
         self._has_ended = threading.Event()
         self._thread: threading.Thread | None = None
         #: Displays are called by two threads: the one that ticks and the one that works.
@@ -149,6 +151,9 @@ class Monitor(Rates):
         self._has_ended.set()
         self._samples.append(_Sample.of(self))
         self._show_all(lambda display: display.end(self.snapshot(), outcome))
+        for display in self._failed:  # what it can still put right, it should
+            with suppress(Exception):
+                display.end(self.snapshot(), outcome)
 
     def show_due(self) -> None:
         """Show the figures to those displays whose time has come."""
@@ -159,8 +164,12 @@ class Monitor(Rates):
                 self._samples.popleft()
         due = [display for display in self.displays if now >= self._due.get(display, now)]
         for display in due:
-            self._show(display, lambda one: one.show(self.snapshot(one.every)))
+            self._show(display, self._show_now)
             self._due[display] = now + display.every
+
+    def _show_now(self, display: Display) -> None:
+        if not self._has_ended.is_set():  # meanwhile: nothing comes behind the end
+            display.show(self.snapshot(display.every))
 
     def snapshot(self, every: float = 0.0) -> Snapshot:
         """The figures as they are; `every`: recent is what happened in so many seconds, or in ten."""
@@ -170,7 +179,7 @@ class Monitor(Rates):
         left, seconds = self.work_left, self.seconds
         rate = window.work / window.at if window.at > 0 else 0.0
         in_use = self._device_memory
-        total = sum(memory.available for memory in self.device_memory.values())
+        total = sum(memory.available for memory in list(self.device_memory.values()))
         return Snapshot(
             seconds=round(seconds, 3),
             rows=self.num_rows,
@@ -193,7 +202,7 @@ class Monitor(Rates):
 
     @property
     def _device_memory(self) -> int | None:
-        devices = self.device_memory.values()
+        devices = list(self.device_memory.values())
         return sum(memory.peak for memory in devices) if devices else None
 
     @property
@@ -230,6 +239,7 @@ class Monitor(Rates):
                 call(display)
             except Exception as error:
                 self.displays.remove(display)
+                self._failed.append(display)
                 log.warning(f"{type(display).__name__}: nothing more is shown there: {error}")
 
 

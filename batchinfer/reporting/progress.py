@@ -117,7 +117,9 @@ class Rates:
         """Nothing to take down: this one only counts."""
 
     def _work_of(self, num_rows: int, num_tokens: int) -> int:
-        return max(num_rows, num_tokens) + num_rows * self.tokens_ahead
+        if not num_tokens:  # rows that the model was not asked about
+            return 0
+        return num_tokens + num_rows * self.tokens_ahead
 
     @property
     def seconds(self) -> float:

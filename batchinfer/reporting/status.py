@@ -23,7 +23,7 @@ class Status:
     """A run folder as it is now. `state` is finished, running or stopped.
 
     `num_rows` and the other counts are of durable shards. `runs`: of each run that is at work here, the
-    last `progress` line of its events file (docs/output.md names the fields), and `age_seconds`, how long
+    last `progress` line of its events file (docs/watching.md names the fields), and `age_seconds`, how long
     ago that was written.
     """
 
@@ -87,10 +87,10 @@ def _run_line(run: dict[str, Any]) -> str:
 def read_status(output: str) -> Status:
     """Look at a run folder. Raises UsageError where it is none."""
     plan = require_plan(output)
+    running = is_locked(output)  # asked first: a run that ends meanwhile has finished, not stopped
     shards = {shard.id: shard for shard in list_shards(output)}
     incomplete = {span.segment.index for span in pending_spans(plan.segments, shards)}
     finished = not incomplete and (place_of_output(output) / "data" / SUCCESS).exists()
-    running = is_locked(output)
     return Status(
         output=output,
         state="running" if running else "finished" if finished else "stopped",

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from batchinfer.errors import JobMismatchError
+from batchinfer.errors import JobMismatchError, UsageError
 from batchinfer.plan import Plan, first_difference
+from batchinfer.sharing import Part
 from batchinfer.storage import RemotePath, list_names, place_of_output
 from batchinfer.writers.run_folder import has_plan
 
@@ -36,3 +37,18 @@ def refuse_other_job(held: Plan, plan: Plan) -> None:
             f"{plan.config.output}: holds another job: {difference}; give another --output, or "
             "--overwrite to replace it"
         )
+
+
+def refuse_increments(held: Plan, output: str) -> None:
+    """Raise JobMismatchError where an incremental run has added to the job: a plain one would lack that."""
+    if held.increments:
+        raise JobMismatchError(
+            f"{output}: holds a job that --incremental has added to; say --incremental again, or go on "
+            f"with `batchinfer resume {output}`"
+        )
+
+
+def refuse_part_that_overwrites(part: Part | None, overwrite: bool) -> None:
+    """Raise UsageError for one part of a job that would replace all of another."""
+    if part is not None and overwrite:
+        raise UsageError("--shard: not with --overwrite, which needs the folder for itself")

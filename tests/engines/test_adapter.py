@@ -459,4 +459,4 @@ def test_the_command_takes_an_adapter(lora: tuple[Path, Path], cli: Cli, tmp_pat
     assert found == ask(base, adapter)["predicted_label"].tolist()
     done = cli("run", "rows.jsonl", "-o", "two", *flags, "--adapter", "./nothing")
     assert done.returncode == 69
-    assert done.stderr == "batchinfer: ./nothing: no such adapter folder\n"
+    assert done.stderr.startswith("batchinfer: ./nothing: no such adapter folder; check the path")
