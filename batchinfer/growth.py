@@ -50,10 +50,15 @@ def with_what_is_new(plan: Plan, shards: Mapping[ChunkId, Shard]) -> Plan:
     gone = _gone(plan, listed, shards)
     known = {file.source: file for segment in plan.segments for file in segment.files}
     plan = check_inputs(_as_listed(plan, listed), shards, gone)
+    last = {
+        file.source: (segment, index)
+        for segment in plan.segments
+        for index, file in enumerate(segment.files)
+    }
     new = []
     for source, file in listed.items():
         if source in known:
-            new += _appended(plan, source, shards, is_whole=known[source].grows)
+            new += _appended(plan, *last[source], shards, is_whole=known[source].grows)
         elif (whole := as_growing(file, plan.read_options)).size or not whole.excess:
             new.append(whole)
     if not (new or gone):
@@ -154,10 +159,9 @@ def _as_listed(plan: Plan, listed: Mapping[str, InputFile]) -> Plan:
 
 
 def _appended(
-    plan: Plan, source: str, shards: Mapping[ChunkId, Shard], *, is_whole: bool
+    plan: Plan, segment: Segment, index: int, shards: Mapping[ChunkId, Shard], *, is_whole: bool
 ) -> list[InputFile]:
-    """What was appended to an input, as a part of it: one or none. `is_whole`: as `ends_within_row`."""
-    segment, index = _last_part(plan, source)
+    """What was appended behind the last part of an input: one or none. `is_whole`: as `ends_within_row`."""
     file = segment.files[index]
     if not file.excess:
         return []
@@ -175,14 +179,6 @@ def _appended(
     )
     rest = as_growing(rest, plan.read_options)
     return [rest] if rest.num_bytes else []
-
-
-def _last_part(plan: Plan, source: str) -> tuple[Segment, int]:
-    for segment in reversed(plan.segments):
-        for index, file in enumerate(segment.files):
-            if file.source == source:
-                return segment, index
-    raise AssertionError("a source of the plan")
 
 
 def _end(plan: Plan, segment: Segment, index: int, shards: Mapping[ChunkId, Shard]) -> Position:

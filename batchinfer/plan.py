@@ -12,7 +12,7 @@ import math
 import os
 import reprlib
 import typing
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,11 +25,13 @@ from batchinfer.config import RunConfig, knob_of
 from batchinfer.core import (
     BOOKKEEPING,
     TENSOR_DTYPES,
+    ChunkId,
     Increment,
     InputFile,
     ModelSpec,
     Position,
     Segment,
+    Shard,
     TensorSpec,
 )
 from batchinfer.errors import JobMismatchError, StorageError, UsageError, one_line
@@ -110,7 +112,18 @@ class Plan:
         """The first segment of the job as it was begun and of each increment, and the end of them all."""
         return (0, *(one.first for one in self.increments), len(self.segments))
 
-    @property
+    def rows_expected(self, unfinished: Collection[int], shards: Mapping[ChunkId, Shard]) -> int:
+        """About how many rows there are: of finished segments it is known, of others told by their size."""
+        known: int = sum(s.num_rows for id, s in shards.items() if id.segment not in unfinished)
+        added: list[int] = [one.num_rows for one in self.increments]
+        guesses = [self.num_rows_estimate - sum(added), *added]
+        for guess, (first, following) in zip(guesses, pairwise(self._firsts), strict=True):
+            sizes = {one.index: one.size for one in self.segments[first:following]}
+            left = sum(size for index, size in sizes.items() if index in unfinished)
+            known += round(guess * left / max(1, sum(sizes.values())))
+        return known
+
+    @functools.cached_property
     def gone(self) -> frozenset[str]:
         """The inputs, by source, that need not be there any more."""
         return frozenset(source for one in self.increments for source in one.gone)

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import errno
+import logging
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -41,6 +42,8 @@ from batchinfer.writers.claims import (
 )
 from batchinfer.writers.run_folder import RunFolder, has_plan, load_plan, require_plan
 from batchinfer.writers.shard_table import ShardTable
+
+log = logging.getLogger("batchinfer")
 
 
 def run(
@@ -161,7 +164,7 @@ def resume(
                 folder.require_alone()
             work = _Work.of(folder, plan, read_pages=verify)
             if retry_errors:
-                work.failed = folder.failed(work.shards)
+                work.failed = _without_gone(plan, work.shards, folder.failed(work.shards))
             model_folder = None
             if work.left:
                 require_consent(plan, consents, "resume")
@@ -189,6 +192,21 @@ def resume(
 _OF_ONE_COMMAND = {
     "deadline": None, "progress": "auto", "metrics_file": None, "log_file": None, "cache": None,
 }  # fmt: skip
+
+
+def _without_gone(
+    plan: Plan, shards: Mapping[ChunkId, Shard], failed: dict[ChunkId, tuple[int, ...]]
+) -> dict[ChunkId, tuple[int, ...]]:
+    """The failed rows but for those of inputs that are gone: nobody can read these again."""
+    left = {}
+    for id, rows in failed.items():
+        shard = shards[id]
+        files = plan.segments[id.segment].files[shard.start.file : shard.next.file + 1]
+        if not any(file.source in plan.gone for file in files):
+            left[id] = rows
+    if count := sum(map(len, failed.values())) - sum(map(len, left.values())):
+        log.warning(f"not tried again: {count:,} failed rows, as their inputs are gone")
+    return left
 
 
 def _with_what_they_replace(changes: Mapping[str, Any], part: Part | None) -> dict[str, Any]:
@@ -282,8 +300,12 @@ class _Work:
 
     @property
     def rows_expected(self) -> int:
-        share = self.share
-        return self.plan.num_rows_estimate if share is None else share.num_rows
+        if self.share is not None:
+            return self.share.num_rows
+        return self.plan.rows_expected(
+            {span.segment.index for span in self.folder.pending(self.plan, self.shards)},
+            self.shards,
+        )
 
     @property
     def is_complete(self) -> bool:

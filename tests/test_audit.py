@@ -18,7 +18,7 @@ import pytest
 
 from batchinfer import RunConfig, audit, run
 from batchinfer.auditing.differences import Difference, difference
-from batchinfer.auditing.sampling import choose_rows, committed_shards
+from batchinfer.auditing.sampling import choose_rows
 from batchinfer.batching import make_batches
 from batchinfer.core import BatchBudget, Chunk, ChunkId, Position
 from batchinfer.engines import create_encoder, create_engine, describe_model
@@ -30,6 +30,7 @@ from batchinfer.stop import StopSignal
 from batchinfer.tasks import create_task
 from batchinfer.tasks.classify import Classify
 from batchinfer.tuning import accuracy
+from batchinfer.writers.committed import committed_shards
 from batchinfer.writers.run_folder import RunFolder, require_plan
 from tests.conftest import Cli, read_output
 from tests.engines import made

@@ -405,6 +405,18 @@ def test_an_unfinished_run_is_exported_only_on_demand(tmp_path: Path) -> None:
     assert pq.read_table(tmp_path / "all.parquet").equals(read_output(tmp_path / "out"))
 
 
+def test_no_row_is_exported_twice(tmp_path: Path) -> None:
+    """A shard that stands under a second name, and one that is none of its segment."""
+    write_jsonl(tmp_path / "in.jsonl", ROWS)
+    run(config(tmp_path / "in.jsonl", tmp_path / "out"))
+    data = tmp_path / "out" / "data"
+    copy = data / "part-000000-000010.parquet"
+    copy.write_bytes((data / "part-000000-000009.parquet").read_bytes())
+    with pytest.raises(JobMismatchError, match=copy.name):
+        export(tmp_path / "out", tmp_path / "all.jsonl")
+    assert not (tmp_path / "all.jsonl").exists()
+
+
 def test_no_row_is_left_out_silently(tmp_path: Path) -> None:
     """A finished folder that has lost a shard, or has a damaged one, or another job's."""
     write_jsonl(tmp_path / "in.jsonl", ROWS)
@@ -418,7 +430,7 @@ def test_no_row_is_left_out_silently(tmp_path: Path) -> None:
         export(tmp_path / "out", tmp_path / "all.parquet")
     shard.write_bytes(whole[:-20])
     for partial in (False, True):
-        with pytest.raises(StorageError, match="part-000000-000003.parquet: no whole Parquet file"):
+        with pytest.raises(StorageError, match="part-000000-000003.parquet: is damaged"):
             export(tmp_path / "out", tmp_path / "all.parquet", partial=partial)
     middle = bytearray(whole)
     middle[100] ^= 0xFF

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from batchinfer import RunConfig, growth, resume, run
+from batchinfer import RunConfig, export, growth, resume, run
 from batchinfer.core import Answers, Batch
 from batchinfer.engines.fake import FakeEngine
 from batchinfer.errors import (
@@ -29,6 +29,7 @@ from batchinfer.errors import (
     StorageError,
     UsageError,
 )
+from batchinfer.forecasting.forecast import forecast
 from batchinfer.readers import listing, offsets
 from batchinfer.reporting.failures import read_failures
 from batchinfer.reporting.progress import Rates
@@ -684,3 +685,39 @@ def test_the_names_of_increments_are_told_from_others() -> None:
     for name in ("plan.json", "plan-1.json", "plan-000001.json~", "plan-x.json", "budget-cpu.json"):
         assert not is_increment(name)
     assert re.fullmatch(r"plan-000001\.json", increment_name(1))
+
+
+# -- beside other commands -------------------------------------------------------------------------
+
+
+def test_what_was_added_is_exported_planned_and_expected_rightly(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    go_on(inputs, output)
+    before = read_output(output).num_rows
+    (inputs / "z.jsonl").write_text(lines(100, 7))
+    caplog.clear()
+    caplog.set_level("INFO", logger="batchinfer")
+    report = go_on(inputs, output)
+    assert report.new_rows == 7
+    (said,) = [message for message in caplog.messages if "rows to answer" in message]
+    assert "about 7 rows to answer" in said
+    export(str(output), str(tmp_path / "all.jsonl"))
+    assert len((tmp_path / "all.jsonl").read_text().splitlines()) == before + 7
+    with pytest.raises(JobMismatchError, match="say --incremental again"):
+        forecast(job(inputs, output))
+
+
+def test_failed_rows_of_inputs_that_are_gone_are_not_tried_again(
+    inputs: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    output = tmp_path / "out"
+    (inputs / "z.jsonl").write_text("no json\n" + lines(100, 7))
+    go_on(inputs, output)
+    (inputs / "z.jsonl").unlink()
+    go_on(inputs, output)
+    caplog.clear()
+    assert resume(output, retry_errors=True).finished
+    assert any("not tried again: 1 failed rows" in message for message in caplog.messages)
+    assert (output / "data" / "_SUCCESS").exists()

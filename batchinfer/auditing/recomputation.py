@@ -14,7 +14,7 @@ import pyarrow as pa
 
 from batchinfer.auditing.comparison import Comparison
 from batchinfer.auditing.report import Audit, Limits
-from batchinfer.auditing.sampling import choose_rows, committed_shards
+from batchinfer.auditing.sampling import choose_rows
 from batchinfer.config import RunConfig
 from batchinfer.core import ERROR, ROW, SOURCE, BatchBudget, Chunk, ChunkId, Shard, retry_spans
 from batchinfer.engines import (
@@ -36,6 +36,7 @@ from batchinfer.stop import StopSignal
 from batchinfer.storage import Place, place_of, place_of_output
 from batchinfer.tasks import create_task
 from batchinfer.tuning.accuracy import MAX_FLIPS, MAX_MOVEMENT, MAX_OTHER_WORDS, MIN_COSINE
+from batchinfer.writers.committed import committed_shards
 from batchinfer.writers.footer import read_columns
 from batchinfer.writers.holders import refuse_live
 from batchinfer.writers.run_folder import require_plan

@@ -9,46 +9,12 @@ import numpy as np
 import numpy.typing as npt
 import pyarrow.compute
 
-from batchinfer.core import ERROR, ChunkId, Shard, parse_shard_name
-from batchinfer.errors import JobMismatchError, StorageError
-from batchinfer.plan import Plan
-from batchinfer.storage import Place, list_names, place_of
-from batchinfer.writers.footer import FooterError, read_columns, read_footers
+from batchinfer.core import ERROR, ChunkId, Shard
+from batchinfer.storage import place_of
+from batchinfer.writers.footer import read_columns
 
 #: The stubs know fewer signatures than the functions take.
 pc: Any = pyarrow.compute
-
-
-def committed_shards(output: Place, plan: Plan) -> dict[ChunkId, Shard]:
-    """The shards of a run folder, by chunk.
-
-    Raises StorageError for a damaged one, JobMismatchError for one of another job.
-    """
-    shards = {}
-    data = output / "data"
-    try:
-        names = sorted(filter(parse_shard_name, list_names(data)))
-    except (FileNotFoundError, NotADirectoryError):
-        return {}
-    for name, found in zip(names, read_footers(data, names), strict=True):
-        path = data / name
-        if isinstance(found, FooterError):
-            advice = f"`batchinfer resume {output} --verify` makes it again"
-            raise StorageError(f"is damaged: {found.what}", file=str(path), advice=advice)
-        if isinstance(found, Exception):
-            raise found
-        shard, plan_id = found
-        is_known = shard.id.segment < len(plan.segments)
-        if (
-            plan_id != plan.id_of(shard.id.segment)
-            or shard.id != parse_shard_name(name)
-            or not is_known
-        ):
-            raise JobMismatchError(
-                "belongs to another job", file=str(path), advice="move it out of the run folder"
-            )
-        shards[shard.id] = shard
-    return shards
 
 
 def choose_rows(

@@ -4,20 +4,22 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from batchinfer.core import ERROR, ChunkId, Shard, parse_shard_name, shard_name
+from batchinfer.core import ERROR, ChunkId, Position, Shard, shard_name
 from batchinfer.errors import Interrupted, JobMismatchError, StorageError, UsageError
 from batchinfer.plan import Plan
 from batchinfer.readers.base import shown
-from batchinfer.storage import Place, list_names, place_of_output
+from batchinfer.storage import Place, place_of_output
 from batchinfer.verification.rows import as_stored
-from batchinfer.writers.footer import KEY, FooterError, read_columns, read_footers
+from batchinfer.writers.committed import committed_shards
+from batchinfer.writers.footer import KEY, read_columns
 from batchinfer.writers.run_folder import SUCCESS, require_plan
 
 #: What becomes of rows that have an error.
@@ -63,7 +65,8 @@ class Source:
     def _require_same(self, table: pa.Table, shard: Shard) -> None:
         """See that nobody put the shard of another job, or other rows, into its place meanwhile."""
         document = json.loads((table.schema.metadata or {}).get(KEY, b"{}"))
-        if (document.get("plan_id"), table.num_rows) != (self.plan.id, shard.num_rows):
+        plan_id = self.plan.id_of(shard.id.segment)
+        if (document.get("plan_id"), table.num_rows) != (plan_id, shard.num_rows):
             raise JobMismatchError(
                 "was replaced while it was exported",
                 file=shard.path,
@@ -90,8 +93,9 @@ def open_source(
     schema = _chosen(as_stored(plan.output_schema), columns)
     # Asked first: shards that are committed between this and the listing only add to it.
     is_finished = (data / SUCCESS).exists()
-    shards = _committed(data, plan)
-    gap = _gap(plan, {shard.id: shard for shard in shards})
+    committed = committed_shards(place_of_output(output), plan)
+    shards = tuple(committed[id] for id in sorted(committed))
+    gap = _gap(plan, committed)
     if is_finished and gap:
         raise StorageError(
             f"{gap} is missing",
@@ -118,37 +122,34 @@ def _chosen(schema: pa.Schema, columns: Sequence[str] | None) -> pa.Schema:
     return pa.schema([schema.field(name) for name in columns])
 
 
-def _committed(data: Place, plan: Plan) -> tuple[Shard, ...]:
-    try:
-        names = [name for name in list_names(data) if parse_shard_name(name)]
-    except (FileNotFoundError, NotADirectoryError):
-        names = []
-    found: list[Shard] = []
-    for read in read_footers(data, names):
-        if isinstance(read, FooterError):
-            raise StorageError(
-                f"{read}; `batchinfer resume` sets it aside and makes it again"
-            ) from None
-        if isinstance(read, Exception):
-            raise read
-        shard, plan_id = read
-        if plan_id != plan.id:
-            raise JobMismatchError(
-                "belongs to another job", file=shard.path, advice="move it out of the run folder"
-            )
-        found.append(shard)
-    return tuple(sorted(found, key=lambda shard: shard.id))
+def _gap(plan: Plan, shards: Mapping[ChunkId, Shard]) -> str:
+    """The first shard that is missing in the segments' rows of shards; empty where none is.
 
-
-def _gap(plan: Plan, shards: dict[ChunkId, Shard]) -> str:
-    """The first shard that is missing in the segments' rows of shards; empty where none is."""
+    Raises StorageError where one does not begin where the one in front of it ends, or is none of a segment.
+    """
+    names, gap = set(shards), ""
     for segment in plan.segments:
-        chunk = 0
-        while True:
+        end = Position()
+        for chunk in count():
             id = ChunkId(segment.index, chunk)
             if id not in shards:
-                return shard_name(id)
+                gap = gap or shard_name(id)
+                names = {one for one in names if one.segment != segment.index} if gap else names
+                break
+            names.discard(id)
+            if shards[id].start != end:
+                raise StorageError(
+                    "does not begin where the one in front of it ends",
+                    file=shards[id].path,
+                    advice="`batchinfer verify` says more",
+                )
+            end = shards[id].next
             if shards[id].ends_segment:
                 break
-            chunk += 1
-    return ""
+    if names:
+        raise StorageError(
+            "stands behind the last row of its input",
+            file=shards[min(names)].path,
+            advice="`batchinfer verify` says more",
+        )
+    return gap

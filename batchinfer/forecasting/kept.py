@@ -52,7 +52,7 @@ class ForecastKey:
         free = [n for n in RunConfig.model_fields if knob_of(n)["free"] and n not in _NO_MATTER]
         tuned = self.plan.tuned
         identity = {
-            "plan_id": self.plan.id,
+            "plan_id": self.plan.ids[-1],
             "part": self.part,
             "rows_done": self.rows_done,
             "settings": {name: str(getattr(config, name)) for name in free},

@@ -109,6 +109,7 @@ class _Search:
         lines, rows = start.line, start.row
         if start.offset:  # the rest of this block
             rest = self._count(start.offset, (block + 1) * size)
+            lines += not self.begins_line(start.offset)  # the line that a part goes on with
             lines, rows, block = lines + rest.lines, rows + rest.rows, block + 1
         if row < rows or block >= num_blocks:
             return start

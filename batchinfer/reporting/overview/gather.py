@@ -154,7 +154,8 @@ _TOTALS = ("num_rows", "num_errors", "num_truncated", "num_tokens", "num_bytes")
 
 def _job(plan: Plan) -> Job:
     config = plan.config
-    files = [file for segment in plan.segments for file in segment.files]
+    files = [file for segment in plan.segments for file in segment.files]  # or parts of them
+    sources = list(dict.fromkeys(file.source for file in files))
     named = ("inputs", "output", "model", "task", "engine", "dtype", "max_length", "chunk_rows")
     settings = {
         name: value
@@ -173,9 +174,9 @@ def _job(plan: Plan) -> Job:
         dtype=config.dtype,
         quantization=plan.model.quantization,
         max_length=plan.model.max_length,
-        num_inputs=len(files),
-        input_bytes=sum(file.size for file in files),
-        inputs=tuple(file.source for file in files[:_MAX_INPUTS]),
+        num_inputs=len(sources),
+        input_bytes=sum(file.num_bytes for file in files),
+        inputs=tuple(sources[:_MAX_INPUTS]),
         segments=len(plan.segments),
         chunk_rows=plan.chunk_rows,
         settings=settings,
